@@ -1,0 +1,4 @@
+"""Ground: ids, time, errors, identity and the call context.
+
+Law: standard library only, and nothing here knows any other package of Nexus.
+"""

@@ -1,0 +1,72 @@
+"""Who and what: agents by type and key, callers by session.
+
+A `Session` is proof that somebody authenticated. Only `security.authn.Authenticator` makes one;
+`CallContext.from_headers` carries it on within the cluster.
+"""
+
+import re
+from dataclasses import dataclass
+
+from nexus_ray.core.errors import InvalidArgumentError
+
+TYPE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}\Z")
+KEY_CHARACTERS_MAX = 200  # A key ends up in URLs, logs and an index.
+
+
+@dataclass(frozen=True, slots=True)
+class AgentId:
+    """An agent's identity: it always exists, whether active or not."""
+
+    type: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.type}/{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> "AgentId":
+        """Read `TYPE/KEY`; a key may itself hold slashes.
+
+        Raises:
+            InvalidArgumentError: No slash, a malformed type, or an empty or too long key.
+        """
+        type_name, _, key = text.partition("/")
+        check_type_name(type_name)
+        check_key(key)
+        return cls(type_name, key)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An authenticated caller.
+
+    `expires_at` is wall-clock seconds; `roles` are names from the role file, unknown ones grant nothing.
+    """
+
+    id: str
+    principal: str
+    issuer: str
+    roles: tuple[str, ...]
+    expires_at: float
+
+
+def check_type_name(name: str) -> None:
+    """Refuse a type name that would not survive a URL, a metric label or a file name.
+
+    Raises:
+        InvalidArgumentError: The name is malformed.
+    """
+    if not TYPE_NAME.match(name):
+        raise InvalidArgumentError(
+            f"{name!r} is not a type name: use 1 to 63 of a-z, 0-9, '_', '.', '-', starting with a letter"
+        )
+
+
+def check_key(key: str) -> None:
+    """Refuse an agent key that is empty, too long or not printable.
+
+    Raises:
+        InvalidArgumentError: The key is malformed.
+    """
+    if not key or len(key) > KEY_CHARACTERS_MAX or not key.isprintable():
+        raise InvalidArgumentError(f"an agent key is 1 to {KEY_CHARACTERS_MAX} printable characters, not {key[:40]!r}")
