@@ -1,0 +1,178 @@
+"""An activation: one agent, awake. It loads the state, calls the user's code and turns what comes back into bytes.
+
+Law: the state in memory is never ahead of what the last successful task left: a failed attempt puts it back.
+"""
+
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from nexus_ray.agents.agent import Agent, Task
+from nexus_ray.agents.mailbox import Mailbox
+from nexus_ray.agents.ports import IsolatedAgent, Isolation, Recorder
+from nexus_ray.agents.spec import AgentSpec
+from nexus_ray.agents.task import AgentState, TaskOrder
+from nexus_ray.core.context import CallContext
+from nexus_ray.core.errors import DeadlineExceededError, NexusError, TaskFailedError, UnavailableError
+from nexus_ray.core.identity import AgentId
+from nexus_ray.observe.logs import get_logger
+
+log = get_logger("agents.activation")
+
+_MESSAGE_CHARACTERS_MAX = 500  # An agent's error text ends up in the ledger, in logs and in answers.
+
+
+class Activation:
+    """One awake agent; used from one event loop only."""
+
+    __slots__ = ("_agent", "_body", "_id", "_isolated", "_isolation", "_ports", "_version", "holds_turn", "mailbox",
+                 "spec", "used_at")
+
+    def __init__(
+        self,
+        agent: AgentId,
+        spec: AgentSpec,
+        recorder: Recorder,
+        isolation: Isolation | None,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self._id = agent
+        self.spec = spec
+        self._ports = (recorder, threads)
+        self._isolation = isolation
+        self.mailbox = Mailbox(spec.options.concurrency, spec.options.mailbox_max)
+        self.used_at = 0.0
+        self.holds_turn = False
+        self._agent: Any = None
+        self._isolated: IsolatedAgent | None = None
+        self._body = b""
+        self._version = 0
+
+    async def handle(self, order: TaskOrder, attempt: int, traceparent: str) -> tuple[bytes, AgentState | None]:
+        """Run one attempt; return the result as JSON, and the state if the task changed it.
+
+        Raises:
+            TaskFailedError: The agent raised, or returned what cannot be written; `details["error_type"]`.
+            UnavailableError: The agent's process died or could not be had.
+            InvalidArgumentError: The payload does not fit.
+        """
+        if self._agent is None and self._isolated is None:
+            await self._wake()
+        if self._isolated is not None:
+            value, body = await self._isolated.handle(order, attempt, self._body)
+            return value, self._changed(body)
+        value = await self._call(order, attempt, traceparent)
+        if self.spec.state is None:
+            return value, None
+        return value, self._changed(self.spec.state.encode(self._agent.state, "state"))
+
+    async def after_failure(self, error: NexusError) -> None:
+        """Put the state back to what was last good, and give up a process that hangs or died."""
+        if self._isolated is not None:
+            if isinstance(error, DeadlineExceededError | UnavailableError):
+                await self.stop()
+        elif self.spec.state is not None and self._agent is not None:
+            self._agent.state = self.spec.state.decode(self._body, "state")
+
+    async def stop(self) -> None:
+        """Let the agent go; errors of its `stop` are logged."""
+        agent, self._agent = self._agent, None
+        isolated, self._isolated = self._isolated, None
+        if isolated is not None:
+            await isolated.stop()
+        if agent is not None and type(agent).stop is not Agent.stop:
+            try:
+                await agent.stop()
+            except Exception as error:
+                log.warning("agent.stop_failed", agent=str(self._id), error=f"{type(error).__name__}: {error}")
+
+    async def _wake(self) -> None:
+        recorder, _ = self._ports
+        spec = self.spec
+        if spec.state is not None:
+            stored = await recorder.load(self._id)
+            self._version = stored.version if stored else 0
+            self._body = stored.body if stored else b""
+        if spec.options.isolation == "process":
+            if self._isolation is None:
+                raise UnavailableError("there are no processes for isolated agents here")
+            self._isolated = await self._isolation.start(self._id, spec)
+            return
+        with _as_task_failure(self._id):
+            agent = wake(spec, self._id, self._body)
+            if spec.cls.start is not Agent.start:
+                await agent.start()
+        if spec.state is not None and not self._body:
+            self._body = spec.state.encode(agent.state, "state")
+        self._agent = agent
+
+    async def _call(self, order: TaskOrder, attempt: int, traceparent: str) -> bytes:
+        spec = self.spec
+        payload = spec.payload.decode(order.payload)
+        arguments = (payload, task_of(order, attempt, traceparent)) if spec.wants_task else (payload,)
+        with _as_task_failure(self._id):
+            if spec.is_async:
+                result = await self._agent.handle(*arguments)
+            else:
+                result = await self._in_thread(arguments)
+            return spec.result.encode(result, f"result of {self._id}")
+
+    async def _in_thread(self, arguments: tuple[Any, ...]) -> Any:
+        _, threads = self._ports
+        future = asyncio.get_running_loop().run_in_executor(threads, self._agent.handle, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped. The caller is let go; the turn is given back when the thread ends, so that
+            # the agent still does one thing at a time.
+            if not future.done():
+                self.holds_turn = True
+                future.add_done_callback(self._thread_ended)
+            raise
+
+    def _thread_ended(self, future: "asyncio.Future[Any]") -> None:
+        if not future.cancelled():
+            future.exception()  # Looked at, so that asyncio does not complain; the task has failed already.
+        self.holds_turn = False
+        self.mailbox.leave()
+
+    def _changed(self, body: bytes) -> AgentState | None:
+        if self.spec.state is None or (body == self._body and self._version):
+            return None
+        self._body = body
+        self._version += 1
+        return AgentState(self._id, self._version, body)
+
+
+def wake(spec: AgentSpec, agent_id: AgentId, state: bytes) -> Any:
+    """Make an agent from its stored state (JSON), or with a new one where there is none."""
+    agent = spec.cls()
+    agent.id = agent_id
+    if spec.state is not None:
+        agent.state = spec.state.decode(state, "state") if state else spec.state_type()
+    return agent
+
+
+def task_of(order: TaskOrder, attempt: int, traceparent: str) -> Task:
+    """Return the order as the agent sees it."""
+    headers = {**order.headers, "deadline": repr(order.deadline_at), "traceparent": traceparent}
+    return Task(order.goal_id, order.step_key, order.agent, attempt, CallContext.from_headers(headers))
+
+
+def task_failure(agent: AgentId, error: BaseException) -> TaskFailedError:
+    """Return what a user's code raised as an error that can be stored: its class and its text, no traceback."""
+    text = f"{type(error).__name__}: {error}"[:_MESSAGE_CHARACTERS_MAX]
+    return TaskFailedError(f"{agent} failed: {text}", error_type=type(error).__name__)
+
+
+@contextlib.contextmanager
+def _as_task_failure(agent: AgentId) -> Any:
+    try:
+        yield
+    except TaskFailedError:
+        raise
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # The last two would take the whole host with them: an async Ray actor does not survive them.
+        log.warning("task.raised", agent=str(agent), exc_info=True)
+        raise task_failure(agent, error) from error

@@ -1,0 +1,63 @@
+"""What a user writes: an agent is a class with a `handle` method; a task is what it is handed.
+
+An agent is virtual: `(type, key)` always exists, is activated on first use and passivated when idle.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nexus_ray.core.context import CallContext
+from nexus_ray.core.deadline import Deadline
+from nexus_ray.core.identity import AgentId, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One agent's share of a goal, as the agent sees it; `attempt` counts from 1.
+
+    The task may run again after a crash with the same `idempotency_key`: give it to whatever happens outside.
+    """
+
+    goal_id: str
+    step_key: str
+    agent: AgentId
+    attempt: int
+    context: CallContext
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key that is the same however often this task runs."""
+        return f"{self.goal_id}/{self.step_key}"
+
+    @property
+    def deadline(self) -> Deadline:
+        """The instant after which the answer is of no use."""
+        return self.context.deadline
+
+    @property
+    def session(self) -> Session:
+        """Who asked for the goal."""
+        return self.context.session
+
+
+class Agent:
+    """The base of every agent: define `handle(self, payload, task)`, as `async def` or as plain `def`.
+
+    A plain `def` runs in a thread. `start` is called at activation, before the first task, and `stop` at passivation.
+    A class-level annotation `state: SomeType` makes the state durable: it is loaded at activation and committed
+    with the task that changed it. Other attributes live as long as the agent is active.
+    """
+
+    id: AgentId
+
+    async def start(self) -> None:
+        """Get ready; an error here fails the task that activated the agent."""
+
+    async def stop(self) -> None:
+        """Let go of what `start` took; an error here is logged."""
+
+    def __repr__(self) -> str:
+        return f"<agent {getattr(self, 'id', type(self).__name__)}>"
+
+
+AgentClass = type[Any]

@@ -1,0 +1,62 @@
+"""A mailbox: lets a bounded number of tasks into an agent, in the order they came, and refuses above a limit."""
+
+import asyncio
+from collections import deque
+
+from nexus_ray.core.errors import ResourceExhaustedError
+
+
+class Mailbox:
+    """The turnstile in front of one agent; used from one event loop only."""
+
+    __slots__ = ("_concurrency", "_waiting", "_waiting_max", "running")
+
+    def __init__(self, concurrency: int, waiting_max: int) -> None:
+        self._concurrency = concurrency
+        self._waiting_max = waiting_max
+        # Made on first need: most agents never have a queue, and an empty deque takes 600 bytes.
+        self._waiting: deque[asyncio.Future[None]] | None = None
+        self.running = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for their turn."""
+        return len(self._waiting) if self._waiting else 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether nothing runs and nothing waits."""
+        return self.running == 0 and not self._waiting
+
+    async def enter(self) -> None:
+        """Wait for a turn; first come, first served.
+
+        Raises:
+            ResourceExhaustedError: `waiting_max` tasks wait already.
+        """
+        if self.running < self._concurrency and not self._waiting:
+            self.running += 1
+            return
+        if self._waiting is None:
+            self._waiting = deque()
+        if len(self._waiting) >= self._waiting_max:
+            raise ResourceExhaustedError("the agent's mailbox is full", waiting=len(self._waiting), retry_after_s=1.0)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()  # The turn was given and is not taken: the next one has it.
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    def leave(self) -> None:
+        """Give the turn to the next in line."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.running -= 1

@@ -1,0 +1,263 @@
+"""The runner: holds many agents in one process, activates them on first use and runs their tasks.
+
+Law: nothing that a user's agent does can raise out of `run`; it becomes a `Failure` in the result. What does raise
+(`UnavailableError`, `ResourceExhaustedError`) says that the task did not run to an end here and may be asked again.
+A result that leaves this process, or that changed an agent's state, leaves only after it is durable.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import BaseModel, ConfigDict
+
+from nexus_ray.agents.activation import Activation
+from nexus_ray.agents.ports import Isolation, Recorder
+from nexus_ray.agents.spec import AgentSpec
+from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
+from nexus_ray.core.clock import Clock
+from nexus_ray.core.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NexusError,
+    NotFoundError,
+    ResourceExhaustedError,
+    TaskFailedError,
+    UnavailableError,
+)
+from nexus_ray.core.identity import AgentId
+from nexus_ray.observe import metrics
+from nexus_ray.observe.logs import get_logger
+from nexus_ray.observe.operation import observe
+from nexus_ray.resilience.retry import RetryPolicy
+
+log = get_logger("agents.runner")
+
+
+class RunnerSettings(BaseModel):
+    """Limits of one agent host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agents_max: int = 200_000
+    """Agents active at once; at 4 KiB each this is under 1 GiB."""
+    threads_max: int = 16
+    """Threads for plain `def handle`; more only queue behind the interpreter's lock."""
+    passivate_every_s: float = 5.0
+    """How often idle agents are looked for."""
+
+
+class AgentRunner:
+    """Runs tasks on the agents of one host; used from one event loop only."""
+
+    def __init__(
+        self,
+        specs: Mapping[str, AgentSpec],
+        *,
+        host: str,
+        recorder: Recorder,
+        clock: Clock,
+        settings: RunnerSettings,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._specs = specs
+        self._host = host
+        self._recorder = recorder
+        self._clock = clock
+        self._settings = settings
+        self._isolation = isolation
+        self._active: dict[AgentId, Activation] = {}
+        self._counts: Counter[str] = Counter()
+        self._threads = ThreadPoolExecutor(settings.threads_max, thread_name_prefix="agent")
+        self._policies = {
+            name: RetryPolicy(attempts_max=spec.options.retries + 1, codes=frozenset({"unknown", "unavailable"}))
+            for name, spec in specs.items()
+        }
+        self._random = random.Random()
+        self._is_draining = False
+
+    def counts(self) -> dict[str, int]:
+        """Return how many agents are active, by type."""
+        return {name: count for name, count in self._counts.items() if count}
+
+    def active(self, limit: int) -> list[tuple[AgentId, int, int]]:
+        """Return active agents with the tasks that run and wait, `limit` at the most."""
+        rows = []
+        for agent, activation in self._active.items():
+            if len(rows) >= limit:
+                break
+            rows.append((agent, activation.mailbox.running, activation.mailbox.waiting))
+        return rows
+
+    async def run(self, order: TaskOrder, *, is_local: bool) -> TaskResult:
+        """Run one task and record it.
+
+        Args:
+            order: What to run; `order.deadline_at` bounds waiting and running together.
+            is_local: The result stays in this process, so it need not wait for its record, unless state changed.
+
+        Raises:
+            UnavailableError: Draining, or the record did not take effect; look the step up before asking again.
+            ResourceExhaustedError: The mailbox or the host is full.
+        """
+        if self._is_draining:
+            raise UnavailableError("the host is draining", host=self._host)
+        spec = self._specs.get(order.agent.type)
+        if spec is None:
+            now = self._clock.now()
+            failure = self._failure(order, NotFoundError(f"there is no agent type {order.agent.type!r}"), 0)
+            return TaskResult(order.step_key, b"", failure, self._host, 0, now, now)
+        activation = self._activation(order.agent, spec)
+        remaining_s = order.deadline_at - self._clock.now()
+        with observe(
+            "task.execute",
+            traceparent=order.headers.get("traceparent", ""),
+            agent_type=spec.type,
+            **{"agent.id": str(order.agent), "goal.id": order.goal_id, "nexus.host": self._host},
+        ) as operation:
+            try:
+                async with asyncio.timeout(remaining_s):
+                    await activation.mailbox.enter()
+            except TimeoutError:
+                operation.result = "expired"
+                return await self._expired_waiting(order, is_local)
+            except ResourceExhaustedError:
+                metrics.count("nexus_mailbox_refusals_total", agent_type=spec.type)
+                raise
+            try:
+                result, state = await self._attempts(activation, order, operation.traceparent)
+                pending = self._recorder.record(order, result, state)
+            finally:
+                if not activation.holds_turn:
+                    activation.mailbox.leave()
+            if result.failure is not None:
+                operation.result = "expired" if result.failure.code == "deadline_exceeded" else "error"
+                operation.set(error=result.failure.message, attempts=result.attempts)
+            if (not is_local or state is not None) and not await pending:
+                self._drop(order.agent, activation)
+                raise UnavailableError("the result did not take effect: the agent or its goal is elsewhere now")
+            return result
+
+    def _activation(self, agent: AgentId, spec: AgentSpec) -> Activation:
+        activation = self._active.get(agent)
+        if activation is None:
+            if len(self._active) >= self._settings.agents_max:
+                raise ResourceExhaustedError("the host holds as many agents as it may", retry_after_s=1.0)
+            activation = Activation(agent, spec, self._recorder, self._isolation, self._threads)
+            self._active[agent] = activation
+            self._counts[spec.type] += 1
+        return activation
+
+    async def _attempts(
+        self, activation: Activation, order: TaskOrder, traceparent: str
+    ) -> tuple[TaskResult, AgentState | None]:
+        started_at = self._clock.now()
+        policy = self._policies[order.agent.type]
+        timeout_s = activation.spec.options.timeout_s
+        deadline_at = order.deadline_at if timeout_s is None else min(order.deadline_at, started_at + timeout_s)
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with asyncio.timeout(deadline_at - self._clock.now()):
+                    value, state = await activation.handle(order, attempt, traceparent)
+                now = self._clock.now()
+                activation.used_at = now
+                return TaskResult(order.step_key, value, None, self._host, attempt, started_at, now), state
+            except TimeoutError:
+                error: NexusError = DeadlineExceededError(
+                    f"{order.agent} did not answer within {deadline_at - started_at:.3g} s"
+                )
+            except NexusError as raised:
+                error = raised
+            await activation.after_failure(error)
+            now = self._clock.now()
+            activation.used_at = now
+            delay_s = policy.next_delay_s(attempt, error.code, deadline_at - now, self._random)
+            if delay_s is None:
+                failure = self._failure(order, error, attempt)
+                return TaskResult(order.step_key, b"", failure, self._host, attempt, started_at, now), None
+            await asyncio.sleep(delay_s)
+
+    async def _expired_waiting(self, order: TaskOrder, is_local: bool) -> TaskResult:
+        now = self._clock.now()
+        error = DeadlineExceededError(f"the deadline passed while the task waited for {order.agent}")
+        result = TaskResult(order.step_key, b"", self._failure(order, error, 0), self._host, 0, now, now)
+        pending = self._recorder.record(order, result, None)
+        if not is_local:
+            await pending
+        return result
+
+    def _failure(self, order: TaskOrder, error: NexusError, attempts: int) -> Failure:
+        return Failure(
+            code=error.code if isinstance(error, TaskFailedError | DeadlineExceededError | InvalidArgumentError
+                                          | UnavailableError | NotFoundError) else "internal",
+            message=error.message,
+            error_type=str(error.details.get("error_type", type(error).__name__)),
+            agent=str(order.agent),
+            host=self._host,
+            attempts=attempts,
+            step=order.step_key,
+        )
+
+    # --- Passivation. An agent that is asked again is simply activated again.
+
+    async def passivate(self, *, idle_only: bool = True, keep: Callable[[AgentId], bool] | None = None) -> int:
+        """Stop agents that nobody uses; return how many.
+
+        Args:
+            idle_only: Only those idle for longer than their type's `idle_s`; else every one without a task.
+            keep: Tells of an agent whether it still belongs here; others go as soon as they are without a task.
+        """
+        now = self._clock.now()
+        leaving = []
+        for agent, activation in self._active.items():
+            if not activation.mailbox.is_idle or activation.holds_turn:
+                continue
+            is_old = now - activation.used_at >= activation.spec.options.idle_s
+            if is_old or not idle_only or (keep is not None and not keep(agent)):
+                leaving.append((agent, activation))
+        for agent, activation in leaving:
+            self._drop(agent, activation)
+        for _, activation in leaving:
+            await activation.stop()
+        return len(leaving)
+
+    async def forget_goal(self, goal_id: str) -> None:
+        """Stop the agents that lived for one goal only."""
+        prefix = private_key(goal_id, "")
+        leaving = [item for item in self._active.items() if item[0].key.startswith(prefix)]
+        for agent, activation in leaving:
+            self._drop(agent, activation)
+            await activation.stop()
+
+    async def drain(self) -> None:
+        """Take no more tasks; agents stop as their tasks end."""
+        self._is_draining = True
+        await self.passivate(idle_only=False)
+
+    async def close(self) -> None:
+        """Stop every agent, whatever it is doing."""
+        self._is_draining = True
+        for agent, activation in list(self._active.items()):
+            self._drop(agent, activation)
+            await activation.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _drop(self, agent: AgentId, activation: Activation) -> None:
+        if self._active.get(agent) is activation:
+            del self._active[agent]
+            self._counts[agent.type] -= 1
+
+    def publish_counts(self, node: str) -> None:
+        """Set `nexus_active_agents` for every type, the ones without agents included."""
+        for name in self._specs:
+            metrics.gauge("nexus_active_agents", self._counts[name], node=node, agent_type=name)
+
+
+
+def private_key(goal_id: str, key: str) -> str:
+    """Return the key under which an agent that lives for one goal is active."""
+    return f"{goal_id}:{key}"

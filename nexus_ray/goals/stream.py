@@ -1,0 +1,123 @@
+"""The write stream of one host: everything it wants recorded, in order, many writes to a transaction.
+
+Law: writes reach the ledger in the order they were made, so what is durable is always a prefix of what happened.
+One transaction is under way at a time; what comes meanwhile goes into the next. A write that cannot be made now is
+made again until it can, because every write is idempotent; only fencing ends that.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from nexus_ray.agents.task import AgentState, TaskOrder, TaskResult
+from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
+from nexus_ray.core.identity import AgentId
+from nexus_ray.goals.goal import Step, Write
+from nexus_ray.goals.ledger import Ledger
+from nexus_ray.goals.step import step_body
+from nexus_ray.observe.logs import get_logger
+
+log = get_logger("goals.stream")
+
+_BATCH_WRITES_MAX = 2000  # Above some hundred writes a transaction gains nothing more, and its latency grows.
+_RETRY_FIRST_S = 0.05
+_RETRY_CEILING_S = 1.0
+
+
+class WriteStream:
+    """Batches the writes of one host; used from one event loop only. Implements `Recorder`."""
+
+    def __init__(self, ledger: Ledger, host: str) -> None:
+        self._ledger = ledger
+        self._host = host
+        self._waiting: list[tuple[Write, asyncio.Future[bool]]] = []
+        self._has_work = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="write-stream")
+
+    def write(self, write: Write) -> "asyncio.Future[bool]":
+        """Have something written; the future tells when it is durable and whether it took effect."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self.fenced.done():
+            future.set_exception(FencedError("this host was declared dead and may not write", host=self._host))
+            future.exception()  # Marked as looked at: not every writer waits for its write.
+            return future
+        self._waiting.append((write, future))
+        self._has_work.set()
+        return future
+
+    def record(self, order: TaskOrder, result: TaskResult, state: AgentState | None) -> "asyncio.Future[bool]":
+        """Record a task's result, and its agent's state with it."""
+        body = step_body(str(order.agent), result)
+        return self.write(Step(order.goal_id, order.step_key, result.ended_at, body, state))
+
+    async def load(self, agent: AgentId) -> AgentState | None:
+        """Return the last committed state of an agent."""
+        return await self._ledger.agent_state(agent)
+
+    async def close(self) -> None:
+        """Write what waits, then stop."""
+        if self._task is None:
+            return
+        while self._waiting and not self._task.done():
+            _, last = self._waiting[-1]
+            await asyncio.wait([last, self._task], return_when=asyncio.FIRST_COMPLETED)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            await self._has_work.wait()
+            batch, self._waiting = self._waiting[:_BATCH_WRITES_MAX], self._waiting[_BATCH_WRITES_MAX:]
+            if not self._waiting:
+                self._has_work.clear()
+            try:
+                results = await self._append([write for write, _ in batch])
+            except asyncio.CancelledError:
+                _fail(batch, UnavailableError("the host is shutting down"))
+                raise
+            except FencedError as error:
+                _fail([*batch, *self._waiting], error)
+                self._waiting = []
+                if not self.fenced.done():
+                    self.fenced.set_result(None)
+                return
+            except NexusError as error:
+                # The ledger will never take this batch: it is broken, not busy. Each write alone, so that one
+                # unwritable record fails itself and not its neighbours.
+                log.error("stream.batch_refused", error=str(error), writes=len(batch))
+                await self._one_by_one(batch)
+                continue
+            for (_, future), took_effect in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(took_effect)
+
+    async def _append(self, writes: Sequence[Write]) -> list[bool]:
+        delay_s = _RETRY_FIRST_S
+        while True:
+            try:
+                return await self._ledger.append(self._host, writes)
+            except UnavailableError as error:
+                log.warning("stream.ledger_unavailable", error=str(error), writes=len(writes), retry_in_s=delay_s)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, _RETRY_CEILING_S)
+
+    async def _one_by_one(self, batch: list[tuple[Write, "asyncio.Future[bool]"]]) -> None:
+        for item in batch:
+            try:
+                (took_effect,) = await self._append([item[0]])
+            except NexusError as error:
+                _fail([item], error)
+            else:
+                if not item[1].done():
+                    item[1].set_result(took_effect)
+
+
+def _fail(batch: list[tuple[Write, "asyncio.Future[bool]"]], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # Marked as looked at: not every writer waits for its write.
