@@ -1,0 +1,359 @@
+"""The coordinator: runs the goals of one host, each as a durable coroutine, to exactly one outcome.
+
+Law: a goal's function runs only while this host holds the goal on record. After a crash it runs again from the top,
+and what stands in the journal answers at once. The outcome is told to nobody before it is durable.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from nexus_ray.agents.agent import Agent
+from nexus_ray.agents.runner import AgentRunner
+from nexus_ray.agents.spec import AgentSpec
+from nexus_ray.agents.task import Failure
+from nexus_ray.core.clock import Clock
+from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
+from nexus_ray.goals.goal import Claim, Finish, Goal, GoalRecord, GoalStatus, Outcome, RequestCancel
+from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.goals.machine import (
+    Answered,
+    CancelAsked,
+    Command,
+    DeadlinePassed,
+    Event,
+    GoalMachine,
+    Granted,
+    LetGo,
+    Raised,
+    RecordOutcome,
+    Refused,
+    RunFunction,
+    Stopped,
+    StopFunction,
+)
+from nexus_ray.goals.ports import Dispatcher
+from nexus_ray.goals.run import GoalRun, read_steps
+from nexus_ray.goals.spec import GoalFunction, GoalSpec
+from nexus_ray.goals.stream import WriteStream
+from nexus_ray.goals.team import Team
+from nexus_ray.observe import metrics
+from nexus_ray.observe.logs import get_logger
+from nexus_ray.observe.operation import observe
+
+log = get_logger("goals.coordinator")
+
+
+class CoordinatorSettings(BaseModel):
+    """Limits of the goals of one host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    goals_max: int = 10_000
+    """Goals under way on one host; more are refused until some have ended."""
+    timeout_default_s: float = 3600.0
+    """The deadline of a goal whose request and type name none."""
+    timeout_max_s: float = 30 * 86_400.0
+    """The longest deadline that a request may ask for."""
+    sweep_every_s: float = 1.0
+    """How often the ledger is searched for goals that nobody runs, and for cancellations that were not told."""
+    sweep_goals_max: int = 2000
+    """Goals looked at in one sweep; the next one goes on from there."""
+
+
+class Specs:
+    """What the app declares, by name and by object."""
+
+    def __init__(self, agents: Mapping[str, AgentSpec], goals: Mapping[str, GoalSpec]) -> None:
+        self.agents = agents
+        self.goals = goals
+        self.agent_names: dict[type[Agent], str] = {spec.cls: name for name, spec in agents.items()}
+        self.goal_names: dict[GoalFunction, str] = {spec.function: name for name, spec in goals.items()}
+
+
+class _Held:
+    """A goal that this host runs."""
+
+    __slots__ = ("function", "goal", "machine", "outcome", "timer")
+
+    def __init__(self, goal: Goal, outcome: "asyncio.Future[Outcome]") -> None:
+        self.goal = goal
+        self.machine = GoalMachine()
+        self.outcome = outcome
+        self.function: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Coordinator:
+    """Runs goals on one host; used from one event loop only."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        specs: Specs,
+        ledger: Ledger,
+        stream: WriteStream,
+        dispatcher: Dispatcher,
+        runner: AgentRunner,
+        clock: Clock,
+        settings: CoordinatorSettings,
+    ) -> None:
+        self.host = host
+        self.specs = specs
+        self.ledger = ledger
+        self.stream = stream
+        self.dispatcher = dispatcher
+        self.clock = clock
+        self._runner = runner
+        self._settings = settings
+        self._held: dict[str, _Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+        self._swept_up_to = ""
+
+    @property
+    def held(self) -> int:
+        """How many goals this host runs."""
+        return len(self._held)
+
+    def check_room(self) -> None:
+        """Refuse what would be one goal too many.
+
+        Raises:
+            ResourceExhaustedError: `goals_max` goals are under way.
+            UnavailableError: The host is draining.
+        """
+        if self._is_draining:
+            raise UnavailableError("the host is draining", host=self.host)
+        if len(self._held) >= self._settings.goals_max:
+            raise ResourceExhaustedError("the host runs as many goals as it may", retry_after_s=1.0)
+
+    async def accept_and_run(self, goals: Sequence[Goal]) -> "list[tuple[Acceptance, asyncio.Future[Outcome] | None]]":
+        """Accept goals as this host's own and start those that are new; the future brings the outcome.
+
+        Raises:
+            AlreadyExistsError: An idempotency key was used for something else.
+            ResourceExhaustedError: The host is full.
+            UnavailableError: The ledger does not answer, or the host is draining.
+        """
+        self.check_room()
+        acceptances = await self.ledger.accept(goals, self.host)
+        started = []
+        for goal, acceptance in zip(goals, acceptances, strict=True):
+            future = self._launch(goal, is_claimed=True, replays=False) if acceptance.is_new else None
+            started.append((acceptance, future))
+        return started
+
+    async def sub_goal(self, goal: Goal) -> Outcome:
+        """See a goal of a goal to its outcome, here or wherever it is already."""
+        (acceptance, future), *_ = await self.accept_and_run([goal])
+        held = self._held.get(acceptance.goal_id)
+        if future is None and held is not None:
+            future = held.outcome
+        try:
+            if future is not None:
+                return await asyncio.shield(future)
+            return await self.wait(acceptance.goal_id, goal.deadline_at)
+        except asyncio.CancelledError:
+            self.stream.write(RequestCancel(goal.id, self.clock.now(), f"goal {goal.parent}"))
+            self.cancel(goal.id, f"goal {goal.parent}")
+            raise
+
+    async def wait(self, goal_id: str, deadline_at: float) -> Outcome:
+        """Wait for the outcome of a goal that runs elsewhere."""
+        seq, _ = await self.ledger.changes(-1, 0, 1)
+        while True:
+            record = await self.ledger.goal(goal_id)
+            if record is not None and record.outcome is not None:
+                return record.outcome
+            # A second more than the deadline: the other host still has to write that it passed.
+            remaining_s = deadline_at + 1.0 - self.clock.now()
+            if remaining_s <= 0:
+                raise UnavailableError(f"goal {goal_id} has no outcome yet")
+            seq, _ = await self.ledger.changes(seq, min(remaining_s, self._settings.sweep_every_s), 1000)
+
+    def cancel(self, goal_id: str, by: str) -> bool:
+        """Cancel a goal that this host runs; tell whether it does."""
+        held = self._held.get(goal_id)
+        if held is None:
+            return False
+        self._feed(held, CancelAsked(by))
+        return True
+
+    def launch(self, goal: Goal) -> None:
+        """Claim and run a goal that nobody runs, or whose host has died."""
+        if goal.id not in self._held and not self._is_draining and len(self._held) < self._settings.goals_max:
+            self._launch(goal, is_claimed=False, replays=True)
+
+    async def sweep(self, is_mine: Callable[[str], bool], is_alive: Callable[[str], bool]) -> None:
+        """Look for goals that nobody runs and that belong here, and for cancellations that were not told.
+
+        Args:
+            is_mine: Tells whether a goal id belongs to this host by the current membership.
+            is_alive: Tells whether a host is a member.
+        """
+        records = await self.ledger.unfinished(self._swept_up_to, self._settings.sweep_goals_max)
+        is_last = len(records) < self._settings.sweep_goals_max
+        self._swept_up_to = "" if is_last else records[-1].goal.id
+        for record in records:
+            self.consider(record, is_mine, is_alive)
+
+    def consider(self, record: GoalRecord, is_mine: Callable[[str], bool], is_alive: Callable[[str], bool]) -> None:
+        """Take up a goal on record if it belongs here and nobody runs it; carry out a cancellation."""
+        goal = record.goal
+        if goal.id in self._held:
+            if record.cancel_requested_by:
+                self.cancel(goal.id, record.cancel_requested_by)
+            return
+        is_orphan = not record.host or record.host == self.host or not is_alive(record.host)
+        if is_orphan and is_mine(goal.id):
+            self.launch(goal)
+            if record.cancel_requested_by:
+                self.cancel(goal.id, record.cancel_requested_by)
+
+    async def drain(self, deadline_at: float) -> bool:
+        """Take no more goals and wait for those under way; tell whether all ended in time."""
+        self._is_draining = True
+        waiting = [held.outcome for held in self._held.values()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=max(0.0, deadline_at - self.clock.now()))
+        return not self._held
+
+    async def close(self) -> None:
+        """Stop running, and record nothing about it: another host goes on with what is under way."""
+        self._is_draining = True
+        for held in list(self._held.values()):
+            if held.timer is not None:
+                held.timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- One goal: events go into its machine, and its commands are carried out.
+
+    def _launch(self, goal: Goal, *, is_claimed: bool, replays: bool) -> "asyncio.Future[Outcome]":
+        loop = asyncio.get_running_loop()
+        held = _Held(goal, loop.create_future())
+        self._held[goal.id] = held
+        held.timer = loop.call_later(
+            max(0.0, goal.deadline_at - self.clock.now()), self._feed, held, DeadlinePassed()
+        )
+        if is_claimed:
+            self._feed(held, Granted())
+        else:
+            self._spawn(self._claim(held), f"claim {goal.id}")
+        return held.outcome
+
+    async def _claim(self, held: _Held) -> None:
+        try:
+            granted = await self.stream.write(Claim(held.goal.id, self.clock.now()))
+        except NexusError as error:
+            log.warning("goal.claim_failed", goal_id=held.goal.id, error=str(error))
+            granted = False
+        self._feed(held, Granted() if granted else Refused())
+
+    def _feed(self, held: _Held, event: Event) -> None:
+        for command in held.machine.step(event, self.clock.now()):
+            self._carry_out(held, command)
+
+    def _carry_out(self, held: _Held, command: Command) -> None:
+        match command:
+            case RunFunction():
+                held.function = self._spawn(self._run(held), held.goal.type)
+            case StopFunction() if held.function is not None:
+                held.function.cancel()
+            case RecordOutcome(outcome):
+                self._spawn(self._finish(held, outcome), f"finish {held.goal.id}")
+            case LetGo():
+                self._let_go(held)
+
+    async def _run(self, held: _Held) -> None:
+        goal = held.goal
+        with observe(
+            "coordination.execute",
+            traceparent=goal.headers.get("traceparent", ""),
+            log=True,
+            **{"goal.id": goal.id, "coordination.goal_type": goal.type, "nexus.host": self.host},
+        ) as operation:
+            try:
+                event = await self._answer(held, operation.traceparent)
+            except asyncio.CancelledError:
+                operation.result = "cancelled"
+                if self._is_draining and not held.machine.is_over and held.goal.id in self._held:
+                    raise
+                event = Stopped()
+            if isinstance(event, Raised):
+                operation.result = "error"
+                operation.set(error=event.failure.message)
+        self._feed(held, event)
+
+    async def _answer(self, held: _Held, traceparent: str) -> Event:
+        goal = held.goal
+        try:
+            spec = self.specs.goals[goal.type]
+            run = GoalRun(self, goal, traceparent, await read_steps(self.ledger, goal.id))
+            request = spec.payload.decode(goal.payload, "goal's payload")
+            answer = await spec.function(request, Team(run))
+            return Answered(spec.result.encode(answer, f"result of goal {goal.type}"))
+        except KeyError:
+            return Raised(Failure("not_found", f"there is no goal type {goal.type!r} in this version of the app"))
+        except NexusError as error:
+            return Raised(_failure(error))
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            log.warning("goal.raised", goal_id=goal.id, goal_type=goal.type, exc_info=True)
+            text = f"goal {goal.type} failed: {type(error).__name__}: {error}"[:500]
+            return Raised(Failure("unknown", text, error_type=type(error).__name__))
+
+    async def _finish(self, held: _Held, outcome: Outcome) -> None:
+        try:
+            is_kept = await self.stream.write(Finish(held.goal.id, outcome))
+        except NexusError as error:
+            # The ledger will not have this outcome, most likely for its size: then that is the outcome.
+            log.error("goal.outcome_refused", goal_id=held.goal.id, error=str(error))
+            outcome = Outcome(GoalStatus.FAILED, self.clock.now(), failure=_failure(error))
+            try:
+                is_kept = await self.stream.write(Finish(held.goal.id, outcome))
+            except NexusError:
+                is_kept = False
+        if is_kept:
+            goal = held.goal
+            metrics.record(
+                "nexus_goal_completion_time",
+                max(0.0, outcome.finished_at - goal.accepted_at), goal_type=goal.type, complexity="goal",
+            )  # fmt: skip
+            metrics.count("nexus_coordinations_total", coordination_type=goal.type, result=outcome.status.value)
+            if not held.outcome.done():
+                held.outcome.set_result(outcome)
+        self._let_go(held)
+        await self._runner.forget_goal(held.goal.id)
+
+    def _let_go(self, held: _Held) -> None:
+        if self._held.get(held.goal.id) is held:
+            del self._held[held.goal.id]
+        if held.timer is not None:
+            held.timer.cancel()
+        if not held.outcome.done():
+            held.outcome.set_exception(UnavailableError("the goal is run by another host now"))
+            held.outcome.exception()  # Looked at: nobody need be waiting.
+
+    def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _failure(error: NexusError) -> Failure:
+    details = error.details
+    return Failure(
+        code=str(details.get("failed_with") or error.code),
+        message=error.message,
+        error_type=str(details.get("error_type") or type(error).__name__),
+        agent=str(details.get("agent", "")),
+        host=str(details.get("host", "")),
+        attempts=int(details.get("attempts", 0)),
+        step=str(details.get("step", "")),
+    )

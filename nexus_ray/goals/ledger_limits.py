@@ -1,0 +1,125 @@
+"""The limits of a ledger, each with its reason, and the checks that every ledger makes before it takes a call.
+
+Law: what is refused here is wrong and stays wrong (`InvalidArgumentError`), and nothing of the call is kept. That a
+ledger is busy or full is said elsewhere, by `UnavailableError`.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.goals.goal import EntryKind, Finish, Goal, Note, RequestCancel, Step, Write
+
+_MIB = 1024 * 1024
+_ID_CHARACTERS_MAX = 512  # Ids, step keys and names stand in indexes; ours are under 60 characters.
+
+
+class LedgerSettings(BaseModel):
+    """How much a ledger takes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    body_bytes_max: int = Field(
+        8 * _MIB, gt=0, description="Largest body of one entry, payload, result or state: larger belongs in a store."
+    )
+    call_writes_max: int = Field(
+        10_000, gt=0, description="Most writes of one call; it is one transaction, and others wait for it."
+    )
+    batch_writes_max: int = Field(
+        4_000, gt=0, description="Writes after which a group commit takes no further call: about 40 ms of work."
+    )
+    queue_writes_max: int = Field(
+        50_000, gt=0, description="Most writes that wait for the writer: under a second of work, then callers back off."
+    )
+    queue_bytes_max: int = Field(
+        256 * _MIB, gt=0, description="Most bytes that wait for the writer: what the process can spare."
+    )
+    queue_reads_max: int = Field(
+        10_000, gt=0, description="Most reads that wait for the reader: about a second of work."
+    )
+    waiters_max: int = Field(1_000, gt=0, description="Most calls of `changes` that wait at once: each is a task.")
+    read_rows_max: int = Field(10_000, gt=0, description="Most rows of one answer, whatever limit the caller names.")
+    retry_after_s: float = Field(0.2, gt=0, description="When a refused caller should come back, in seconds.")
+    goals_cached_max: int = Field(
+        20_000, gt=0, description="Goals whose standing the writer remembers, about 1 KiB each."
+    )
+    steps_cached_max: int = Field(
+        500_000, gt=0, description="Step keys that the writer remembers over all goals, about 100 bytes each."
+    )
+    agents_cached_max: int = Field(
+        100_000, gt=0, description="Agents whose state version the writer remembers, about 300 bytes each."
+    )
+    file_bytes_max: int = Field(
+        64 * 1024 * _MIB, ge=_MIB, description="Size at which the file is full: a refusal before the disk is."
+    )
+    busy_timeout_s: float = Field(
+        1.0, ge=0, description="How long a write waits for a lock that a tool outside Nexus holds on the file."
+    )
+
+
+def check_goals(goals: Sequence[Goal], settings: LedgerSettings) -> int:
+    """Refuse goals that no ledger may keep; return their bytes.
+
+    Raises:
+        InvalidArgumentError: Too many, an empty or too long id, or a payload over the limit.
+    """
+    _check_count(len(goals), settings)
+    size_bytes = 0
+    for goal in goals:
+        _check_id(goal.id, "goal id")
+        _check_body(goal.payload, settings)
+        size_bytes += len(goal.payload)
+    return size_bytes
+
+
+def check_writes(writes: Sequence[Write], settings: LedgerSettings) -> int:
+    """Refuse writes that no ledger may keep; return their bytes.
+
+    Raises:
+        InvalidArgumentError: Too many, a body over the limit, a step without a key, a note that pretends to be
+            another kind of entry, an outcome that is not terminal, or a cancel request of nobody.
+    """
+    _check_count(len(writes), settings)
+    size_bytes = 0
+    for write in writes:
+        match write:
+            case Step(step_key=step_key, body=body, state=state):
+                _check_id(step_key, "step key")
+                _check_body(body, settings)
+                size_bytes += len(body)
+                if state is not None:
+                    _check_body(state.body, settings)
+                    size_bytes += len(state.body)
+            case Note(body=body, kind=kind):
+                if kind not in (EntryKind.NOTE, EntryKind.PLANNED):
+                    raise InvalidArgumentError("a note is a plan or progress, nothing else", kind=str(kind))
+                _check_body(body, settings)
+                size_bytes += len(body)
+            case Finish(outcome=outcome):
+                if not outcome.status.is_terminal:
+                    raise InvalidArgumentError("an outcome is terminal", status=str(outcome.status))
+                _check_body(outcome.result, settings)
+                size_bytes += len(outcome.result)
+            case RequestCancel(by=by):
+                _check_id(by, "name of who cancels")
+    return size_bytes
+
+
+def _check_count(count: int, settings: LedgerSettings) -> None:
+    if count > settings.call_writes_max:
+        raise InvalidArgumentError("too many writes in one call", writes=count, writes_max=settings.call_writes_max)
+
+
+def _check_body(body: bytes, settings: LedgerSettings) -> None:
+    if len(body) > settings.body_bytes_max:
+        raise InvalidArgumentError(
+            f"a body of {len(body)} bytes is over the limit of {settings.body_bytes_max}",
+            body_bytes=len(body),
+            body_bytes_max=settings.body_bytes_max,
+        )
+
+
+def _check_id(text: str, what: str) -> None:
+    if not 0 < len(text) <= _ID_CHARACTERS_MAX:
+        raise InvalidArgumentError(f"a {what} has 1 to {_ID_CHARACTERS_MAX} characters", characters=len(text))
