@@ -1,0 +1,79 @@
+"""The change feed of one process: wakes whoever waits for news of a goal.
+
+Law: one long poll of the ledger per process, however many wait. News only says "look again"; nobody may miss one,
+because a waiter looks at the ledger after it has begun to listen.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from nexus_ray.core.errors import NexusError, ResourceExhaustedError
+from nexus_ray.goals.ledger import Ledger
+from nexus_ray.observe.logs import get_logger
+
+log = get_logger("goals.feed")
+
+_POLL_S = 10.0
+_PAGE_ENTRIES = 10_000
+_AGAIN_AFTER_S = 0.5
+
+
+class ChangeFeed:
+    """Listens to the ledger for everybody in this process; used from one event loop only."""
+
+    def __init__(self, ledger: Ledger, waiters_max: int = 2000) -> None:
+        self._ledger = ledger
+        self._waiters_max = waiters_max
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._count = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def listen(self, goal_id: str) -> AsyncIterator[asyncio.Event]:
+        """Give an event that is set whenever the goal has news; clear it before looking.
+
+        Raises:
+            ResourceExhaustedError: `waiters_max` wait already.
+        """
+        if self._count >= self._waiters_max:
+            raise ResourceExhaustedError("too many are waiting for goals here", retry_after_s=1.0)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="change-feed")
+        event = asyncio.Event()
+        self._count += 1
+        self._waiting.setdefault(goal_id, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._count -= 1
+            listeners = self._waiting[goal_id]
+            listeners.discard(event)
+            if not listeners:
+                del self._waiting[goal_id]
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        seq = -1
+        while True:
+            try:
+                if seq < 0:
+                    seq, _ = await self._ledger.changes(-1, 0, 1)
+                    self._wake(list(self._waiting))  # What happened before the first look is news to them.
+                seq, goals = await self._ledger.changes(seq, _POLL_S, _PAGE_ENTRIES)
+            except NexusError as error:
+                log.warning("feed.ledger_unavailable", error=str(error))
+                seq = -1
+                await asyncio.sleep(_AGAIN_AFTER_S)
+            else:
+                self._wake(goals)
+
+    def _wake(self, goals: list[str]) -> None:
+        for goal_id in goals:
+            for event in self._waiting.get(goal_id, ()):
+                event.set()

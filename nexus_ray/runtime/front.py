@@ -1,0 +1,294 @@
+"""The pipeline that every request from outside goes through: identify, authorize, admit, accept durably, answer.
+
+Law: built once, here; the HTTP routes and the in-cluster client both come this way, and there is no other.
+Everything refuses unless it is allowed. It knows neither HTTP nor Ray.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from nexus_ray.core.clock import Clock
+from nexus_ray.core.context import CallContext
+from nexus_ray.core.deadline import Deadline
+from nexus_ray.core.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from nexus_ray.core.identity import Session
+from nexus_ray.core.ids import new_id
+from nexus_ray.goals.coordinator import CoordinatorSettings, Specs
+from nexus_ray.goals.feed import ChangeFeed
+from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
+from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.observe import metrics
+from nexus_ray.observe.operation import observe
+from nexus_ray.observe.traces import flush, read_trace, trace_id_of
+from nexus_ray.security.authn import Authenticator
+from nexus_ray.security.authz import Authorizer
+
+_IDEMPOTENCY_KEY_CHARACTERS_MAX = 200
+_FOLLOW_PAGE_ENTRIES = 1000
+_LOOK_AGAIN_S = 5.0  # News can be lost with a ledger process; a look now and then makes up for it.
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitRequest:
+    """What a caller wants: a goal type, its payload (JSON bytes), a length of time for it, and a key to repeat by."""
+
+    type: str
+    payload: bytes
+    timeout_s: float | None = None
+    idempotency_key: str = ""
+
+
+class Fleet(Protocol):
+    """What the front door needs of the hosts."""
+
+    async def poke(self, goals: Sequence[Goal]) -> None:
+        """Tell the hosts that own these goals to look; best effort, hosts find them by themselves too."""
+        ...
+
+    async def poke_cancel(self, record: GoalRecord, by: str) -> None:
+        """Tell the host that runs a goal to cancel it; best effort."""
+        ...
+
+    async def agents(self, limit: int) -> list[dict[str, Any]]:
+        """Return active agents of all hosts."""
+        ...
+
+    async def hosts(self) -> list[dict[str, Any]]:
+        """Return the hosts, and how busy each is."""
+        ...
+
+
+def build_goal(
+    request: SubmitRequest, session: Session, specs: Specs, settings: CoordinatorSettings, now: float, traceparent: str
+) -> Goal:
+    """Check a request and make the goal of it.
+
+    Raises:
+        NotFoundError: There is no such goal type.
+        InvalidArgumentError: The payload, the timeout or the idempotency key is malformed.
+    """
+    spec = specs.goals.get(request.type)
+    if spec is None:
+        known = ", ".join(sorted(specs.goals)) or "none"
+        raise NotFoundError(f"there is no goal type {request.type[:80]!r}; this app has: {known}")
+    timeout_s = request.timeout_s if request.timeout_s is not None else (spec.timeout_s or settings.timeout_default_s)
+    if not 0 < timeout_s <= settings.timeout_max_s:
+        raise InvalidArgumentError(
+            f"timeout_s must be more than 0 and at most {settings.timeout_max_s:g} seconds",
+            problems=[{"field": "timeout_s", "problem": "out of range"}],
+        )
+    key = request.idempotency_key
+    if len(key) > _IDEMPOTENCY_KEY_CHARACTERS_MAX or not key.isprintable():
+        raise InvalidArgumentError(f"an idempotency key is 1 to {_IDEMPOTENCY_KEY_CHARACTERS_MAX} printable characters")
+    payload = spec.payload.normalise(request.payload)
+    deadline = Deadline.after(timeout_s, now)
+    return Goal(
+        id=new_id("goal"),
+        type=spec.type,
+        payload=payload,
+        principal=session.principal,
+        accepted_at=now,
+        deadline_at=deadline.at,
+        headers=CallContext(session, deadline, traceparent).to_headers(),
+        idempotency_key=key,
+    )
+
+
+class FrontDoor:
+    """Answers requests from outside; used from one event loop only."""
+
+    def __init__(
+        self,
+        *,
+        specs: Specs,
+        ledger: Ledger,
+        fleet: Fleet,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        clock: Clock,
+        settings: CoordinatorSettings,
+        trace_folder: Path | None,
+    ) -> None:
+        self._specs = specs
+        self._ledger = ledger
+        self._fleet = fleet
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._clock = clock
+        self._settings = settings
+        self._trace_folder = trace_folder
+        self._feed = ChangeFeed(ledger)
+
+    def identify(self, credential: str | None) -> Session:
+        """Return who is calling.
+
+        Raises:
+            UnauthenticatedError: Nobody that we know.
+        """
+        return self._authenticator.authenticate(credential)
+
+    async def submit(self, session: Session, request: SubmitRequest, traceparent: str = "") -> Acceptance:
+        """Accept a goal: when this returns, it is on disk.
+
+        Raises:
+            PermissionDeniedError, NotFoundError, InvalidArgumentError: Refused; nothing was accepted.
+            AlreadyExistsError: The idempotency key was used for something else.
+            UnavailableError: The ledger cannot write now.
+        """
+        self._authorizer.authorize(session, "goal:submit", request.type)
+        with observe("goal.submit", traceparent=traceparent, **{"goal.type": request.type}) as operation:
+            now = self._clock.now()
+            goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
+            operation.set(**{"goal.id": goal.id})
+            (acceptance,) = await self._ledger.accept([goal])
+            if acceptance.is_new:
+                await self._fleet.poke([goal])
+            return acceptance
+
+    async def cancel(self, session: Session, goal_id: str) -> GoalRecord:
+        """Ask for a goal to be cancelled.
+
+        Raises:
+            NotFoundError: There is no such goal.
+            FailedPreconditionError: It has ended already.
+        """
+        self._authorizer.authorize(session, "goal:cancel", goal_id)
+        with observe("goal.cancel", **{"goal.id": goal_id}):
+            record = await self._record(goal_id)
+            (is_asked,) = await self._ledger.append(
+                "", [RequestCancel(goal_id, self._clock.now(), session.principal)]
+            )
+            record = await self._record(goal_id)
+            if not is_asked:
+                raise FailedPreconditionError(f"goal {goal_id} has ended: {record.status}", status=record.status.value)
+            await self._fleet.poke_cancel(record, session.principal)
+            return record
+
+    async def goal(self, session: Session, goal_id: str) -> GoalRecord:
+        """Return a goal and where it stands.
+
+        Raises:
+            NotFoundError: There is no such goal.
+        """
+        self._authorizer.authorize(session, "goal:read", goal_id)
+        return await self._record(goal_id)
+
+    async def goals(self, session: Session, query: GoalQuery) -> list[GoalRecord]:
+        """Return a page of goals, newest first."""
+        self._authorizer.authorize(session, "goal:read")
+        return await self._ledger.goals(query)
+
+    async def journal(self, session: Session, goal_id: str, after_seq: int, limit: int) -> list[Entry]:
+        """Return a goal's entries after `after_seq`."""
+        self._authorizer.authorize(session, "goal:read", goal_id)
+        await self._record(goal_id)
+        return await self._ledger.journal(goal_id, after_seq, limit)
+
+    async def wait(self, session: Session, goal_id: str, wait_s: float) -> GoalRecord:
+        """Return the goal as soon as it has ended, or as it stands after `wait_s` seconds."""
+        self._authorizer.authorize(session, "goal:read", goal_id)
+        ends_at = self._clock.now() + wait_s
+        async with self._feed.listen(goal_id) as news:
+            while True:
+                news.clear()
+                record = await self._record(goal_id)
+                remaining_s = ends_at - self._clock.now()
+                if record.outcome is not None or remaining_s <= 0:
+                    return record
+                await _until(news, min(remaining_s, _LOOK_AGAIN_S))
+
+    async def follow(self, session: Session, goal_id: str, after_seq: int) -> AsyncIterator[Entry]:
+        """Yield a goal's entries after `after_seq` as they come; end after `finished`.
+
+        Raises:
+            NotFoundError: There is no such goal.
+        """
+        self._authorizer.authorize(session, "goal:read", goal_id)
+        await self._record(goal_id)
+        async with self._feed.listen(goal_id) as news:
+            while True:
+                news.clear()
+                entries = await self._ledger.journal(goal_id, after_seq, _FOLLOW_PAGE_ENTRIES)
+                for entry in entries:
+                    yield entry
+                    after_seq = entry.seq
+                    if entry.kind is EntryKind.FINISHED:
+                        return
+                if not entries:
+                    record = await self._record(goal_id)
+                    if record.outcome is not None and not await self._ledger.journal(goal_id, after_seq, 1):
+                        return  # The reader has seen the end before.
+                    await _until(news, _LOOK_AGAIN_S)
+
+    async def trace(self, session: Session, goal_id: str) -> list[dict[str, Any]]:
+        """Return the spans of a goal, oldest first; empty where it was not sampled."""
+        self._authorizer.authorize(session, "trace:read", goal_id)
+        record = await self._record(goal_id)
+        if self._trace_folder is None:
+            return []
+        flush()
+        trace_id = trace_id_of(record.goal.headers.get("traceparent", ""))
+        spans = await asyncio.to_thread(read_trace, self._trace_folder, trace_id)
+        return [span.to_json() for span in spans]
+
+    async def agents(self, session: Session, limit: int) -> list[dict[str, Any]]:
+        """Return active agents."""
+        self._authorizer.authorize(session, "agent:read")
+        return await self._fleet.agents(limit)
+
+    async def hosts(self, session: Session) -> list[dict[str, Any]]:
+        """Return the hosts."""
+        self._authorizer.authorize(session, "host:read")
+        return await self._fleet.hosts()
+
+    async def goal_types(self, session: Session) -> list[dict[str, Any]]:
+        """Return what can be submitted, with JSON schemas."""
+        self._authorizer.authorize(session, "goal_type:read")
+        return [
+            {
+                "type": spec.type,
+                "summary": spec.summary,
+                "payload_schema": spec.payload.json_schema(),
+                "result_schema": spec.result.json_schema(),
+                "timeout_s": spec.timeout_s or self._settings.timeout_default_s,
+            }
+            for spec in self._specs.goals.values()
+        ]
+
+    async def metrics(self, session: Session) -> bytes:
+        """Return the metrics of every process of this node, as Prometheus text."""
+        self._authorizer.authorize(session, "metrics:read")
+        return await asyncio.to_thread(metrics.exposition)
+
+    async def ready(self) -> dict[str, bool]:
+        """Tell of each part whether it answers: hosts, ledger, keys."""
+        parts = {"keys": self._authenticator.is_ready, "ledger": False, "hosts": False}
+        try:
+            await self._ledger.goals(GoalQuery(limit=1))
+            parts["ledger"] = True
+            parts["hosts"] = bool(await self._fleet.hosts())
+        except UnavailableError:
+            pass
+        return parts
+
+    async def _record(self, goal_id: str) -> GoalRecord:
+        record = await self._ledger.goal(goal_id)
+        if record is None:
+            raise NotFoundError(f"there is no goal {goal_id[:80]!r}")
+        return record
+
+
+async def _until(event: asyncio.Event, wait_s: float) -> None:
+    try:
+        async with asyncio.timeout(wait_s):
+            await event.wait()
+    except TimeoutError:
+        pass

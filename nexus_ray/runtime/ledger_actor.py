@@ -1,0 +1,126 @@
+"""The ledger as a Ray actor, and the ledger port as its clients see it.
+
+Law: one writer process for the whole fleet; the actor only forwards, and every error is one that the port names.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from nexus_ray.agents.task import AgentState
+from nexus_ray.config import Settings
+from nexus_ray.core.errors import UnavailableError
+from nexus_ray.core.identity import AgentId
+from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
+from nexus_ray.goals.ledger import Acceptance
+from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.runtime.boot import configure_process
+from nexus_ray.runtime.names import LEDGER, NAMESPACE
+from nexus_ray.runtime.ray_errors import translate
+
+_TRIES = 40  # With the pauses below some 10 s: longer than a killed ledger process takes to be back.
+_PAUSE_S = 0.25
+
+
+class LedgerActor:
+    """Owns the embedded ledger."""
+
+    def __init__(self, settings: Settings) -> None:
+        configure_process(settings, "ledger")
+        self._settings = settings
+        self._ledger: SqliteLedger | None = None
+        self._opening = asyncio.Lock()
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call one method of the port."""
+        return await getattr(await self._open(), method)(*arguments)
+
+    async def stop(self) -> None:
+        """Close the ledger."""
+        if self._ledger is not None:
+            await self._ledger.close()
+
+    async def _open(self) -> SqliteLedger:
+        async with self._opening:
+            if self._ledger is None:
+                folder = Path(self._settings.state_dir) / "ledger"
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._ledger = await SqliteLedger.open(folder / "ledger.sqlite", self._settings.ledger)
+        return self._ledger
+
+
+class RayLedger:
+    """Implements `Ledger` over the actor. A ledger process that died is waited for, since every call may be repeated."""
+
+    def __init__(self) -> None:
+        self._actor: Any = None
+
+    async def _call(self, method: str, *arguments: Any, tries: int = _TRIES) -> Any:
+        for attempt in range(1, tries + 1):
+            try:
+                if self._actor is None:
+                    self._actor = ray.get_actor(LEDGER, namespace=NAMESPACE)
+                return await self._actor.call.remote(method, *arguments)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                translated = translate(error, "the ledger")
+                is_gone = not isinstance(error, ray.exceptions.RayTaskError)
+                if is_gone:
+                    self._actor = None
+                if not is_gone or attempt == tries or not isinstance(translated, UnavailableError):
+                    raise translated from None
+                await asyncio.sleep(_PAUSE_S)
+        raise AssertionError("unreachable")
+
+    async def accept(self, goals: Sequence[Goal], holder: str = "") -> list[Acceptance]:
+        """See `Ledger.accept`."""
+        return list(await self._call("accept", goals, holder))
+
+    async def append(self, writer: str, writes: Sequence[Write]) -> list[bool]:
+        """See `Ledger.append`."""
+        return list(await self._call("append", writer, writes))
+
+    async def goal(self, goal_id: str) -> GoalRecord | None:
+        """See `Ledger.goal`."""
+        record: GoalRecord | None = await self._call("goal", goal_id)
+        return record
+
+    async def goals(self, query: GoalQuery) -> list[GoalRecord]:
+        """See `Ledger.goals`."""
+        return list(await self._call("goals", query))
+
+    async def unfinished(self, after: str, limit: int) -> list[GoalRecord]:
+        """See `Ledger.unfinished`."""
+        return list(await self._call("unfinished", after, limit))
+
+    async def journal(self, goal_id: str, after_seq: int, limit: int) -> list[Entry]:
+        """See `Ledger.journal`."""
+        return list(await self._call("journal", goal_id, after_seq, limit))
+
+    async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:
+        """See `Ledger.changes`."""
+        seq, goals = await self._call("changes", after_seq, wait_s, limit)
+        return int(seq), list(goals)
+
+    async def agent_state(self, agent: AgentId) -> AgentState | None:
+        """See `Ledger.agent_state`."""
+        state: AgentState | None = await self._call("agent_state", agent)
+        return state
+
+    async def fence(self, host: str) -> None:
+        """See `Ledger.fence`."""
+        await self._call("fence", host)
+
+    async def next_epoch(self) -> int:
+        """See `Ledger.next_epoch`."""
+        return int(await self._call("next_epoch"))
+
+    async def close(self) -> None:
+        """Let go; the actor lives on for the others."""
+        self._actor = None
+
+

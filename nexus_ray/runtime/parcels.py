@@ -1,0 +1,209 @@
+"""Parcels: what crosses between two hosts. All that waits for the same host goes in one call.
+
+Law: a parcel is delivered at most once, and its delivery only says that it arrived; answers come in parcels of the
+other direction. Where delivery failed, or the other host is gone, what waited for it is told that nobody knows.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from nexus_ray.agents.runner import AgentRunner
+from nexus_ray.agents.task import TaskOrder, TaskResult
+from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
+from nexus_ray.observe import metrics
+from nexus_ray.observe.logs import get_logger
+from nexus_ray.runtime.placement import Member, Membership, Placement
+
+log = get_logger("runtime.parcels")
+
+_ITEMS_MAX = 512  # Above this one parcel only makes the next one wait: the cost per item is flat from 32 on.
+_WAITING_MAX = 100_000  # Items for one host; at 1 KiB each 100 MB. More is refused.
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Please run this; answer to `number`."""
+
+    number: int
+    order: TaskOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to `number`: a result, or why there is none (`code` and `message`)."""
+
+    number: int
+    result: TaskResult | None
+    code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for `number` any more."""
+
+    number: int
+
+
+Item = Request | Reply | Cancel
+
+
+class Carrier(Protocol):
+    """Brings a parcel to another host."""
+
+    async def carry(self, member: Member, origin: str, epoch: int, items: Sequence[Item]) -> None:
+        """Return when the other host has the parcel.
+
+        Raises:
+            UnavailableError: It is not known whether it arrived.
+        """
+        ...
+
+
+class PostOffice:
+    """Gets tasks to the hosts their agents belong to; used from one event loop only. Implements `Dispatcher`."""
+
+    def __init__(self, host: str, runner: AgentRunner, carrier: Carrier) -> None:
+        self._host = host
+        self._runner = runner
+        self._carrier = carrier
+        self._placement = Placement(Membership(0, ()))
+        self._members: dict[str, Member] = {}
+        self._outgoing: dict[str, list[Item]] = {}
+        self._senders: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[int, tuple[str, asyncio.Future[TaskResult]]] = {}
+        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._number = 0
+
+    @property
+    def membership(self) -> Membership:
+        """The membership that this host goes by."""
+        return self._placement.membership
+
+    def owner(self, name: str) -> Member:
+        """Return the member that a name belongs to.
+
+        Raises:
+            UnavailableError: There are no members.
+        """
+        return self._placement.owner(name)
+
+    def set_membership(self, membership: Membership) -> None:
+        """Go by a newer membership; whoever waits for a host that has left is told so."""
+        if membership.epoch <= self._placement.membership.epoch:
+            return
+        self._placement = Placement(membership)
+        self._members = {member.host: member for member in membership.members}
+        for number, (host, _) in list(self._asked.items()):
+            if host not in self._members:
+                self._settle(number, UnavailableError(f"host {host} has left", host=host))
+        for host in [host for host in self._outgoing if host not in self._members]:
+            del self._outgoing[host]
+        for (origin, _), task in list(self._running.items()):
+            if origin not in self._members:
+                task.cancel()
+
+    async def dispatch(self, order: TaskOrder) -> TaskResult:
+        """Run a task where its agent is."""
+        if order.private:
+            return await self._runner.run(order, is_local=True)
+        member = self._placement.owner(str(order.agent))
+        if member.host == self._host:
+            return await self._runner.run(order, is_local=True)
+        self._number += 1
+        number = self._number
+        future: asyncio.Future[TaskResult] = asyncio.get_running_loop().create_future()
+        self._asked[number] = (member.host, future)
+        try:
+            self._post(member.host, Request(number, order))
+            return await future
+        except asyncio.CancelledError:
+            if member.host in self._members:
+                self._post(member.host, Cancel(number))
+            raise
+        finally:
+            self._asked.pop(number, None)
+
+    def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
+        """Take a parcel in from another host; `epoch` is the membership that the sender went by."""
+        metrics.count("nexus_parcels_total", direction="in", result="success")
+        loop = asyncio.get_running_loop()
+        for item in items:
+            match item:
+                case Request(number, order):
+                    task = loop.create_task(self._serve(origin, epoch, number, order), name=str(order.agent))
+                    self._running[origin, number] = task
+                    task.add_done_callback(lambda _, key=(origin, number): self._running.pop(key, None))
+                case Reply(number, result, code, message):
+                    self._settle(number, result or _refusal(code, message))
+                case Cancel(number):
+                    running = self._running.get((origin, number))
+                    if running is not None:
+                        running.cancel()
+
+    async def close(self) -> None:
+        """Stop sending and running."""
+        tasks = [*self._senders.values(), *self._running.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _serve(self, origin: str, epoch: int, number: int, order: TaskOrder) -> None:
+        mine = self._placement
+        if mine.membership.epoch > epoch and mine.owner(str(order.agent)).host != self._host:
+            # The sender goes by an older membership: it will have the newer one by the time it asks again.
+            self._post(origin, Reply(number, None, "unavailable", f"{order.agent} belongs to another host now"))
+            return
+        try:
+            reply = Reply(number, await self._runner.run(order, is_local=False))
+        except NexusError as error:
+            reply = Reply(number, None, error.code, error.message)
+        self._post(origin, reply)
+
+    def _post(self, host: str, item: Item) -> None:
+        if host not in self._members and self._placement.membership.epoch:
+            if isinstance(item, Request):
+                raise UnavailableError(f"host {host} has left", host=host)
+            return
+        waiting = self._outgoing.setdefault(host, [])
+        if len(waiting) >= _WAITING_MAX:
+            raise ResourceExhaustedError(f"too much waits for host {host}", retry_after_s=1.0)
+        waiting.append(item)
+        sender = self._senders.get(host)
+        if sender is None or sender.done():
+            self._senders[host] = asyncio.get_running_loop().create_task(self._send(host), name=f"parcels to {host}")
+
+    async def _send(self, host: str) -> None:
+        # One turn of the loop lets everybody who is about to post to this host do so: that is the whole batching.
+        await asyncio.sleep(0)
+        while waiting := self._outgoing.get(host):
+            member = self._members.get(host)
+            items, self._outgoing[host] = waiting[:_ITEMS_MAX], waiting[_ITEMS_MAX:]
+            metrics.record("nexus_parcel_items", len(items))
+            try:
+                if member is None:
+                    raise UnavailableError(f"host {host} has left", host=host)
+                await self._carrier.carry(member, self._host, self._placement.membership.epoch, items)
+                metrics.count("nexus_parcels_total", direction="out", result="success")
+            except UnavailableError as error:
+                metrics.count("nexus_parcels_total", direction="out", result="error")
+                log.warning("parcel.undelivered", to=host, items=len(items), error=str(error))
+                for item in items:
+                    if isinstance(item, Request):
+                        self._settle(item.number, error)
+
+    def _settle(self, number: int, answer: TaskResult | NexusError) -> None:
+        asked = self._asked.pop(number, None)
+        if asked is None or asked[1].done():
+            return
+        if isinstance(answer, NexusError):
+            asked[1].set_exception(answer)
+        else:
+            asked[1].set_result(answer)
+
+
+def _refusal(code: str, message: str) -> NexusError:
+    return ResourceExhaustedError(message) if code == "resource_exhausted" else UnavailableError(message)
