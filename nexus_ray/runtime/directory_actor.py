@@ -1,0 +1,135 @@
+"""The directory as a Ray actor, and host processes as Ray actors.
+
+Law: hosts are detached, so they outlive the directory; a directory that restarts finds them by name.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+import ray
+import ray.util
+
+from nexus_ray.config import Settings
+from nexus_ray.runtime.boot import configure_process
+from nexus_ray.runtime.directory import Directory
+from nexus_ray.runtime.host_actor import AgentHost
+from nexus_ray.runtime.ledger_actor import RayLedger
+from nexus_ray.runtime.names import HOST_PREFIX, NAMESPACE, host_name
+from nexus_ray.runtime.placement import Member, Membership
+from nexus_ray.runtime.ray_errors import translate
+
+_CALLS_MAX = 10_000  # Ray's own default of 1,000 would make parked polls crowd out parcels.
+
+
+class RayHosts:
+    """Implements `HostProcesses` with Ray actors."""
+
+    def __init__(self, app_path: str, settings: Settings) -> None:
+        self._app_path = app_path
+        self._settings = settings
+        self._actors: dict[str, Any] = {}
+
+    async def spawn(self, slot: int) -> Member:
+        """Start a host actor under a name that was never used before."""
+        name = host_name(slot)
+        try:
+            actor = (
+                ray.remote(AgentHost)
+                .options(
+                    name=name,
+                    namespace=NAMESPACE,
+                    lifetime="detached",
+                    num_cpus=0,
+                    max_restarts=0,
+                    max_task_retries=0,
+                    max_concurrency=_CALLS_MAX,
+                )
+                .remote(name, self._app_path, self._settings)
+            )
+            member: Member = await actor.start.remote()
+        except Exception as error:
+            raise translate(error, f"host {name}") from None
+        self._actors[member.host] = actor
+        return member
+
+    async def discover(self) -> list[tuple[int, Member]]:
+        """Return the host actors that live."""
+        found = []
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            match = re.fullmatch(re.escape(HOST_PREFIX) + r"(\d+)-\w+", entry["name"])
+            if match is None or entry["namespace"] != NAMESPACE:
+                continue
+            try:
+                actor = ray.get_actor(entry["name"], namespace=NAMESPACE)
+                async with asyncio.timeout(5.0):
+                    member = await actor.start.remote()
+            except Exception:
+                continue
+            self._actors[member.host] = actor
+            found.append((int(match[1]), member))
+        return found
+
+    async def ping(self, member: Member) -> None:
+        """Return when the host answers."""
+        try:
+            await self._actors[member.host].ping.remote()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise translate(error, f"host {member.host}") from None
+
+    async def until_death(self, member: Member) -> None:
+        """Return when the process has died."""
+        try:
+            await self._actors[member.host].until_death.remote()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            return
+
+    async def publish(self, member: Member, membership: Membership) -> None:
+        """Tell a host the membership."""
+        try:
+            async with asyncio.timeout(2.0):
+                await self._actors[member.host].set_membership.remote(membership)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            return  # It will be found dead or asked again by its next ping.
+
+    async def kill(self, member: Member) -> None:
+        """End the process for good."""
+        actor = self._actors.pop(member.host, None)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+
+
+class DirectoryActor:
+    """Owns a `Directory`."""
+
+    def __init__(self, app_path: str, settings: Settings) -> None:
+        configure_process(settings, "directory")
+        self._app_path = app_path
+        self._settings = settings
+        self._directory: Directory | None = None
+        self._starting = asyncio.Lock()
+
+    async def watch(self, epoch: int, wait_s: float) -> Membership:
+        """Return the membership as soon as it is newer than `epoch`, or as it is after `wait_s`."""
+        async with self._starting:
+            if self._directory is None:
+                directory = Directory(
+                    self._settings.runtime.hosts_per_node,
+                    RayHosts(self._app_path, self._settings),
+                    RayLedger(),
+                    self._settings.runtime.health_interval_s,
+                )
+                await directory.start()
+                self._directory = directory
+        return await self._directory.watch(epoch, wait_s)
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        if self._directory is not None:
+            await self._directory.stop()

@@ -1,0 +1,135 @@
+"""The fleet as the front door sees it, and how its control plane is brought up on a Ray cluster.
+
+Law: everything is found by name; whoever comes first makes it, whoever comes later finds it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from nexus_ray.config import Settings
+from nexus_ray.core.errors import NexusError, UnavailableError
+from nexus_ray.goals.goal import Goal, GoalRecord
+from nexus_ray.observe.logs import get_logger
+from nexus_ray.runtime.directory_actor import DirectoryActor
+from nexus_ray.runtime.ledger_actor import LedgerActor
+from nexus_ray.runtime.names import DIRECTORY, LEDGER, NAMESPACE
+from nexus_ray.runtime.placement import Membership, Placement
+from nexus_ray.runtime.ray_errors import translate
+
+log = get_logger("runtime.fleet")
+
+_CALLS_MAX = 10_000
+_WATCH_S = 30.0
+_ASK_AGAIN_S = 0.5
+
+
+def ensure_control_plane(app_path: str, settings: Settings) -> tuple[Any, Any]:
+    """Make the ledger and directory actors, or find them; return both handles."""
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": _CALLS_MAX,
+    }
+    ledger = ray.remote(LedgerActor).options(name=LEDGER, **options).remote(settings)
+    directory = ray.remote(DirectoryActor).options(name=DIRECTORY, **options).remote(app_path, settings)
+    return ledger, directory
+
+
+class RayFleet:
+    """Implements `front.Fleet`; follows the membership as long as its process lives."""
+
+    def __init__(self, call_timeout_s: float = 5.0) -> None:
+        self._call_timeout_s = call_timeout_s
+        self._placement = Placement(Membership(0, ()))
+        self._actors: dict[str, Any] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def poke(self, goals: Sequence[Goal]) -> None:
+        """Tell the hosts that own these goals to look."""
+        await self._follow()
+        by_host: dict[str, list[Goal]] = {}
+        for goal in goals:
+            try:
+                by_host.setdefault(self._placement.owner(goal.id).host, []).append(goal)
+            except UnavailableError:
+                return  # No hosts now: they will look by themselves when they come.
+        for host, owned in by_host.items():
+            self._tell(host, "poke", owned)
+
+    async def poke_cancel(self, record: GoalRecord, by: str) -> None:
+        """Tell the host that runs a goal to cancel it."""
+        await self._follow()
+        if record.host in self._actors:
+            self._tell(record.host, "cancel", record.goal.id, by)
+
+    async def agents(self, limit: int) -> list[dict[str, Any]]:
+        """Return active agents of all hosts."""
+        rows = [row for part in await self._ask_all("agents", limit) for row in part]
+        return sorted(rows, key=lambda row: row["agent"])[:limit]
+
+    async def hosts(self) -> list[dict[str, Any]]:
+        """Return the hosts that answer."""
+        return list(await self._ask_all("status"))
+
+    def _tell(self, host: str, method: str, *arguments: Any) -> None:
+        actor = self._actors.get(host)
+        if actor is not None:
+            reference = getattr(actor, method).remote(*arguments)
+            reference.future().add_done_callback(lambda future: future.exception())
+
+    async def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
+        await self._follow()
+        answers = await asyncio.gather(
+            *(self._ask(actor, method, *arguments) for actor in self._actors.values()), return_exceptions=True
+        )
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    async def _ask(self, actor: Any, method: str, *arguments: Any) -> Any:
+        async with asyncio.timeout(self._call_timeout_s):
+            return await getattr(actor, method).remote(*arguments)
+
+    async def _follow(self) -> None:
+        if self._task is None or self._task.done():
+            try:
+                await self._take(await self._watch(0))
+            except NexusError as error:
+                log.warning("fleet.no_directory", error=str(error))
+                return
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="follow membership")
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._take(await self._watch(self._placement.membership.epoch))
+            except NexusError as error:
+                log.warning("fleet.no_directory", error=str(error))
+                await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _watch(self, epoch: int) -> Membership:
+        try:
+            directory = ray.get_actor(DIRECTORY, namespace=NAMESPACE)
+            membership: Membership = await directory.watch.remote(epoch, _WATCH_S)
+            return membership
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise translate(error, "the directory") from None
+
+    async def _take(self, membership: Membership) -> None:
+        if membership.epoch <= self._placement.membership.epoch:
+            return
+        actors = {}
+        for member in membership.members:
+            try:
+                actors[member.host] = ray.get_actor(member.host, namespace=NAMESPACE)
+            except ValueError:
+                continue  # Died meanwhile: a newer membership is on its way.
+        self._actors = actors
+        self._placement = Placement(membership)

@@ -1,0 +1,125 @@
+"""The agent host as a Ray actor: one async actor per core, many agents and goals in it.
+
+Law: no logic here; the actor owns a `HostProcess` and forwards to it.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from nexus_ray.app import load_app
+from nexus_ray.config import Settings
+from nexus_ray.goals.goal import Goal
+from nexus_ray.runtime.boot import configure_process, node_name
+from nexus_ray.runtime.direct import DirectDoor
+from nexus_ray.runtime.isolation import RayIsolation
+from nexus_ray.runtime.ledger_actor import RayLedger
+from nexus_ray.runtime.names import NAMESPACE
+from nexus_ray.runtime.parcels import Item
+from nexus_ray.runtime.placement import Member, Membership
+from nexus_ray.runtime.process import HostProcess
+from nexus_ray.runtime.ray_errors import translate
+
+
+class RayCarrier:
+    """Carries parcels as Ray calls. Implements `Carrier`."""
+
+    def __init__(self) -> None:
+        self._actors: dict[str, Any] = {}
+
+    async def carry(self, member: Member, origin: str, epoch: int, items: Sequence[Item]) -> None:
+        """Return when the other host has the parcel."""
+        try:
+            actor = self._actors.get(member.host)
+            if actor is None:
+                actor = self._actors[member.host] = ray.get_actor(member.host, namespace=NAMESPACE)
+            await actor.deliver.remote(origin, epoch, items)
+        except Exception as error:
+            self._actors.pop(member.host, None)
+            raise translate(error, f"host {member.host}") from None
+
+
+class AgentHost:
+    """One process of agents and goals."""
+
+    def __init__(self, host: str, app_path: str, settings: Settings) -> None:
+        configure_process(settings, host)
+        self._process = HostProcess(
+            host=host,
+            node=node_name(),
+            app=load_app(app_path),
+            settings=settings,
+            ledger=RayLedger(),
+            carrier=RayCarrier(),
+            isolation=RayIsolation(app_path, settings),
+        )
+        self._door = DirectDoor(self._process, settings)
+        self._pulse: asyncio.Task[None] | None = None
+
+    async def start(self) -> Member:
+        """Begin to work; return this host's entry for the membership."""
+        self._process.start()
+        self._pulse = asyncio.get_running_loop().create_task(self._until_fenced(), name="until fenced")
+        return Member(host=self._process.host, node=node_name(), address="")
+
+    async def ping(self) -> int:
+        """Show that the event loop turns; return the epoch gone by."""
+        return self._process.post.membership.epoch
+
+    async def set_membership(self, membership: Membership) -> None:
+        """Go by a newer membership."""
+        self._process.set_membership(membership)
+
+    async def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
+        """Take a parcel in."""
+        self._process.deliver(origin, epoch, items)
+
+    async def poke(self, goals: Sequence[Goal]) -> None:
+        """Take up goals that were just accepted."""
+        self._process.poke(goals)
+
+    async def cancel(self, goal_id: str, by: str) -> bool:
+        """Cancel a goal that this host runs."""
+        return self._process.coordinator.cancel(goal_id, by)
+
+    async def exchange(self, client: str, token: str, requests: Sequence[Any], wait_s: float) -> list[Any]:
+        """See `DirectDoor.exchange`."""
+        return await self._door.exchange(client, token, requests, wait_s)
+
+    async def agents(self, limit: int) -> list[dict[str, Any]]:
+        """Return active agents."""
+        return [
+            {
+                "agent": str(agent),
+                "type": agent.type,
+                "key": agent.key,
+                "host": self._process.host,
+                "running": running,
+                "waiting": waiting,
+            }
+            for agent, running, waiting in self._process.runner.active(limit)
+        ]
+
+    async def status(self) -> dict[str, Any]:
+        """Tell how busy this host is."""
+        return {**self._process.status(), "process": os.getpid()}
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Finish what is under way, take no more."""
+        return await self._process.drain(timeout_s)
+
+    async def stop(self) -> None:
+        """Stop; what is under way goes on elsewhere."""
+        await self._process.close()
+
+    async def until_death(self) -> None:
+        """Never answer: the caller learns of this process's death from the failing call, at once."""
+        await asyncio.Event().wait()
+
+    async def _until_fenced(self) -> None:
+        await self._process.stream.fenced
+        # Declared dead: whatever this process still does cannot be recorded, so it had better not do it.
+        os._exit(70)
