@@ -1,0 +1,138 @@
+"""Ray on this machine, and a fleet's control plane on it: checked before, secured, stopped again.
+
+Law: everything that can be refused is refused before anything is started; all of Ray listens on loopback only.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+from pathlib import Path
+
+from nexus_ray.config import Settings
+from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
+from nexus_ray.runtime.names import NAMESPACE
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HOSTS_READY_S = 60.0
+_STOP_S = 10.0
+
+
+def check_listen(settings: Settings) -> None:
+    """Refuse to listen beyond this machine without TLS, and on ports that are taken.
+
+    Raises:
+        FailedPreconditionError: With what to do about it.
+    """
+    runtime = settings.runtime
+    has_tls = runtime.tls_cert is not None and runtime.tls_key is not None
+    if runtime.http_host not in _LOOPBACK and not has_tls:
+        raise FailedPreconditionError(
+            f"refusing to listen on {runtime.http_host} without TLS: tokens would cross the network in clear. "
+            "Give --tls-cert and --tls-key, or stay on 127.0.0.1"
+        )
+    for path in (runtime.tls_cert, runtime.tls_key):
+        if path is not None and not Path(path).is_file():
+            raise FailedPreconditionError(f"there is no TLS file {path}")
+    for name, host, port in (
+        ("http", runtime.http_host, runtime.http_port),
+        ("dashboard", "127.0.0.1", runtime.dashboard_port),
+    ):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                flag = "--port" if name == "http" else "NEXUS_RUNTIME__DASHBOARD_PORT"
+                raise FailedPreconditionError(
+                    f"the {name} port {host}:{port} is taken ({error.strerror}); choose another with {flag}"
+                ) from None
+
+
+def set_environment(settings: Settings) -> None:
+    """Set what Ray and its workers read from the environment; must come before ray is imported."""
+    folder = settings.state_dir
+    paths = [os.getcwd(), *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    os.environ.update(
+        {
+            # Ray binds every port to all interfaces unless told that this is a desktop machine.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(folder / "ray_token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "nexus_ray.api.ingress:edge",
+            # The head would keep a record of every process that ever died.
+            "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
+            "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+            "NEXUS_STATE_DIR": str(folder),
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+            # `ray` and `nexus` in a submitted job are the ones of this environment.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        }
+    )
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ.pop("RAY_ADDRESS", None)
+    for leftover in (folder / "metrics").glob("*.db"):
+        leftover.unlink()
+
+
+def start_ray(settings: Settings) -> None:
+    """Start Ray on this machine, on loopback only, with token authentication.
+
+    Raises:
+        UnavailableError: It did not start.
+    """
+    import ray
+
+    runtime = settings.runtime
+    try:
+        ray.init(
+            "local",
+            namespace=NAMESPACE,
+            num_cpus=runtime.ray_cpus,
+            object_store_memory=runtime.object_store_bytes,
+            include_dashboard=runtime.dashboard,
+            dashboard_host="127.0.0.1",
+            dashboard_port=runtime.dashboard_port,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:
+        raise UnavailableError(f"Ray did not start: {error}") from error
+
+
+def start_control_plane(app_path: str, settings: Settings) -> None:
+    """Make the ledger, the directory and the hosts; return when the hosts are ready.
+
+    Raises:
+        NexusError: They did not come up.
+    """
+    import ray
+
+    from nexus_ray.runtime.fleet import ensure_control_plane
+    from nexus_ray.runtime.ray_errors import translate
+
+    _, directory = ensure_control_plane(app_path, settings)
+    try:
+        ray.get(directory.watch.remote(0, 1.0), timeout=_HOSTS_READY_S)
+    except Exception as error:
+        raise translate(error, "the directory") from error
+
+
+def stop_ray() -> None:
+    """Stop the hosts, close the ledger, stop Ray. Goals under way go on at the next start."""
+    import ray
+    import ray.util
+
+    from nexus_ray.runtime.names import DIRECTORY, HOST_PREFIX, LEDGER
+
+    if not ray.is_initialized():
+        return
+    with contextlib.suppress(Exception):
+        ray.get(ray.get_actor(DIRECTORY, namespace=NAMESPACE).stop.remote(), timeout=_STOP_S)
+        names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
+        hosts = [ray.get_actor(name, namespace=NAMESPACE) for name in names if name.startswith(HOST_PREFIX)]
+        ray.get([host.stop.remote() for host in hosts], timeout=_STOP_S)
+    with contextlib.suppress(Exception):
+        ray.get(ray.get_actor(LEDGER, namespace=NAMESPACE).stop.remote(), timeout=_STOP_S)
+    ray.shutdown()

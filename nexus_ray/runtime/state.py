@@ -1,0 +1,81 @@
+"""The state folder: what a fleet keeps on this machine, and who may read it (its owner, nobody else).
+
+Law: made once, with mode 0700 and files of 0600; one fleet at a time holds its lock.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from nexus_ray.config import Settings
+from nexus_ray.core.clock import SystemClock
+from nexus_ray.core.errors import AlreadyExistsError
+from nexus_ray.runtime.boot import FOLDERS
+from nexus_ray.security.authz import ensure_role_file
+from nexus_ray.security.keys import load_or_create_issuer_key
+from nexus_ray.security.tokens import issue_token
+
+_OPERATOR_TOKEN_S = 30 * 86_400 - 3600  # Under the longest that tokens may live; made anew at each start.
+
+
+def prepare_state(settings: Settings) -> None:
+    """Make folders, keys, roles and the operator's token where they are missing.
+
+    Raises:
+        FailedPreconditionError: A key can be read by others.
+    """
+    folder = settings.state_dir
+    for path in (folder, *(folder / name for name in FOLDERS)):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    load_or_create_issuer_key(folder)
+    ensure_role_file(folder)
+    ray_token = folder / "ray_token"
+    if not ray_token.exists():
+        write_private(ray_token, secrets.token_hex(32))
+
+
+def write_operator_token(settings: Settings) -> None:
+    """Make the token that the command line uses without being told."""
+    key = load_or_create_issuer_key(settings.state_dir)
+    now = SystemClock().now()
+    token = issue_token(key, settings.tokens, "local-operator", ["operator"], _OPERATOR_TOKEN_S, now)
+    write_private(settings.state_dir / "token", token)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class StateLock:
+    """Holds a state folder for one fleet; the kernel lets go of it when the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = open(folder / "up.lock", "a")  # noqa: SIM115 - held for the life of the fleet
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise AlreadyExistsError(
+                f"a fleet is up already with the state folder {folder}: `nexus down` ends it, "
+                "NEXUS_STATE_DIR names another folder"
+            ) from None
+
+    def release(self) -> None:
+        """Let go."""
+        self._file.close()
+
+
+def write_fleet_file(folder: Path, fields: dict[str, Any]) -> None:
+    """Tell clients on this machine where the fleet listens."""
+    write_private(folder / "fleet.json", json.dumps(fields))
