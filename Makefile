@@ -1,0 +1,33 @@
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+
+.PHONY: help demo test lint bench clean
+help:
+	@echo "make demo   review the Python packages installed here with a fleet of agents"
+	@echo "make test   run the tests"
+	@echo "make lint   check style, types and floors"
+	@echo "make bench  measure, and print a table"
+
+.venv/.stamp: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Nexus needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (about a minute the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.stamp
+	@$(BIN)/nexus demo
+
+test: .venv/.stamp
+	@$(BIN)/python -m pytest
+
+lint: .venv/.stamp
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: .venv/.stamp
+	@$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,211 @@
+"""The SQLite ledger's file: its tables, how it is opened, how its rows become records, and its errors ours.
+
+Law: the journal holds every payload and result once; the table of goals is its index, and is what is looked up.
+So an `accepted` entry's body is the goal's payload as it came, a `finished` one's the result, and what the port calls
+their bodies is made from both when they are read.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from nexus_ray.agents.task import Failure
+from nexus_ray.core.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NexusError,
+    NotFoundError,
+    UnavailableError,
+)
+from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalRecord, GoalStatus, Outcome
+from nexus_ray.goals.ledger_limits import LedgerSettings
+
+_APPLICATION_ID = 0x4E585259  # "NXRY": tells our file from any other SQLite file.
+_SCHEMA_VERSION = 1
+_PAGE_BYTES = 4096
+# A checkpoint syncs the whole file; at 16 MiB of log it is rare, and the log is still read back in milliseconds.
+_LOG_PAGES = 4096
+
+# Goals are WITHOUT ROWID: they are looked up by id only, and so are one tree instead of two. Their columns that grow
+# (payload, result) are in the journal, so that an update of a status does not rewrite them.
+_TABLES = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('schema_version', 1), ('epoch', 0);
+CREATE TABLE journal(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, goal_id TEXT NOT NULL, kind TEXT NOT NULL, at REAL NOT NULL,
+  step_key TEXT, body BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX journal_steps ON journal(goal_id, step_key);
+CREATE TABLE goals(
+  id TEXT PRIMARY KEY, type TEXT NOT NULL, principal TEXT NOT NULL, parent TEXT NOT NULL,
+  accepted_at REAL NOT NULL, deadline_at REAL NOT NULL, headers TEXT NOT NULL, idempotency_key TEXT NOT NULL,
+  accepted_seq INTEGER NOT NULL, status TEXT NOT NULL, host TEXT NOT NULL, cancel_by TEXT NOT NULL DEFAULT '',
+  finished_seq INTEGER, finished_at REAL, failure TEXT, answered_by TEXT NOT NULL DEFAULT ''
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX goals_idempotency ON goals(principal, idempotency_key) WHERE idempotency_key != '';
+CREATE INDEX goals_unfinished ON goals(id) WHERE finished_seq IS NULL;
+CREATE INDEX goals_parent ON goals(parent, id) WHERE parent != '';
+CREATE INDEX goals_principal ON goals(principal, id);
+CREATE INDEX goals_ended_badly ON goals(status, id)
+  WHERE status = 'failed' OR status = 'cancelled' OR status = 'expired';
+CREATE TABLE agent_states(
+  type TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (type, key)
+) STRICT;
+CREATE TABLE fenced(host TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+"""
+
+RECORD_COLUMNS = (
+    "g.id, g.type, a.body, g.principal, g.accepted_at, g.deadline_at, g.headers, g.idempotency_key, g.parent,"
+    " g.status, g.host, g.cancel_by, g.finished_at, f.body, g.failure, g.answered_by"
+)
+RECORD_TABLES = "goals g LEFT JOIN journal a ON a.seq = g.accepted_seq LEFT JOIN journal f ON f.seq = g.finished_seq"
+
+
+def open_writer(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
+    """Open the ledger's file for writing; make it, readable by its owner alone, where there is none.
+
+    Raises:
+        NotFoundError: The folder does not exist.
+        DataLossError: The file is not a ledger, or is damaged.
+        FailedPreconditionError: A newer Nexus wrote it.
+        UnavailableError: It cannot be opened.
+    """
+    try:
+        # SQLite gives its log and its shared memory the mode of the file, so it must be right before the first write.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
+        _sync_folder(path.parent)
+    except FileNotFoundError as error:
+        raise NotFoundError("the ledger's folder does not exist", path=str(path)) from error
+    except OSError as error:
+        raise UnavailableError(f"the ledger cannot be opened: {error.strerror}", path=str(path)) from error
+    try:
+        connection = sqlite3.connect(
+            path, timeout=settings.busy_timeout_s, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _prepare(connection, settings, path)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise translated(error) from error
+    return connection
+
+
+def open_reader(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
+    """Open the ledger's file for reading, beside its writer.
+
+    Raises:
+        UnavailableError: It cannot be opened.
+    """
+    try:
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=settings.busy_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+    except sqlite3.Error as error:
+        raise translated(error) from error
+
+
+def _prepare(connection: sqlite3.Connection, settings: LedgerSettings, path: Path) -> None:
+    connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id != _APPLICATION_ID and (application_id or tables):
+        raise DataLossError("the file is a database, but not a ledger", path=str(path))
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {4 * _LOG_PAGES * _PAGE_BYTES}")
+    connection.execute(f"PRAGMA max_page_count = {settings.file_bytes_max // _PAGE_BYTES}")
+    if not tables:
+        # In one transaction: a crash leaves either no ledger or a whole one.
+        connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION_ID}; COMMIT;")
+    (version,) = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
+    if version != _SCHEMA_VERSION:
+        raise FailedPreconditionError("the ledger was written by another version of Nexus", schema_version=version)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def translated(error: Exception) -> NexusError:
+    """Return our error for one of SQLite's or of the conversion to its types."""
+    if isinstance(error, NexusError):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    name = str(getattr(error, "sqlite_errorname", type(error).__name__))
+    if code == sqlite3.SQLITE_FULL:
+        return UnavailableError("the ledger's disk or file is full; nothing of this call was kept", sqlite=name)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DataLossError("the ledger's file is damaged or not a ledger", sqlite=name)
+    if is_bad_argument(error):
+        return InvalidArgumentError("the ledger cannot store this call; nothing of it was kept", error_type=name)
+    if isinstance(error, sqlite3.Error):
+        return UnavailableError(f"the ledger failed ({name}); nothing of this call was kept", sqlite=name)
+    return InternalError("the ledger failed; nothing of this call was kept", error_type=name)
+
+
+def is_bad_argument(error: Exception) -> bool:
+    """Tell whether the fault is in a value that was to be stored, such as text that is not Unicode, or NaN."""
+    return isinstance(
+        error,
+        (ValueError, OverflowError, TypeError, sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError),
+    )
+
+
+RowT = TypeVar("RowT")
+
+
+def read_rows(rows: Sequence[tuple[Any, ...]], read: Callable[[tuple[Any, ...]], RowT]) -> list[RowT]:
+    """Make records from rows.
+
+    Raises:
+        DataLossError: One of them cannot be read back.
+    """
+    try:
+        return [read(row) for row in rows]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataLossError("a record of the ledger cannot be read back", error_type=type(error).__name__) from error
+
+
+def to_record(row: tuple[Any, ...]) -> GoalRecord:
+    """Make a record from a row of `RECORD_COLUMNS`."""
+    (id_, type_, payload, principal, accepted_at, deadline_at, headers, key, parent, *standing) = row
+    status, host, cancel_by, finished_at, result, failure, answered_by = standing
+    if payload is None:
+        raise ValueError("the goal's entry is not in the journal")
+    outcome = None
+    status = GoalStatus(status)
+    if status.is_terminal:
+        outcome = Outcome(
+            status,
+            float(finished_at),
+            bytes(result),
+            None if failure is None else Failure.from_json(orjson.loads(failure)),
+            answered_by,
+        )
+    goal = Goal(id_, type_, payload, principal, accepted_at, deadline_at, orjson.loads(headers), key, parent)
+    return GoalRecord(goal, status, host, outcome, cancel_by)
+
+
+def to_entry(row: tuple[Any, ...]) -> Entry:
+    """Make an entry from a row of `seq, goal_id, kind, at, body, step_key`."""
+    seq, goal_id, kind, at, body, step_key = row
+    return Entry(seq, goal_id, EntryKind(kind), at, body, step_key or "")
