@@ -26,8 +26,8 @@ from nexus_ray.goals.feed import ChangeFeed
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
 from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.observe import metrics
-from nexus_ray.observe.operation import observe
-from nexus_ray.observe.traces import flush, read_trace, trace_id_of
+from nexus_ray.observe.operation import flush, observe
+from nexus_ray.observe.traces import read_trace, trace_id_of
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
 

@@ -1,0 +1,59 @@
+"""Logs: an event name and keywords, one JSON object a line, to a file of the state folder or to stderr.
+
+Law: secrets are masked here, whatever the caller does; local variables never stand in a traceback.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import orjson
+import structlog
+
+_SECRETS = frozenset({"token", "authorization", "password", "secret", "credential", "cookie", "private_key"})
+_MASK = "***"
+
+
+def get_logger(name: str) -> Any:
+    """Return a logger; `log.info("goal.accepted", goal_id=…)`."""
+    return structlog.get_logger(logger=name)
+
+
+def configure_logs(component: str, node: str, folder: Path | None) -> None:
+    """Write this process's lines as `component` to `folder/<component>.jsonl`, or to stderr where there is none."""
+    stream: TextIO = sys.stderr
+    if folder is not None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / f"{component}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        stream = os.fdopen(descriptor, "a", buffering=1)
+
+    def named(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+        event.update(component=component, node=node)
+        return event
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            named,
+            mask_secrets,
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=True,
+    )
+
+
+def mask_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Replace the values of keywords that name a secret."""
+    for key in event:
+        if key.lower() in _SECRETS:
+            event[key] = _MASK
+    return event
+
+
+def _dumps(value: Any, **_: Any) -> str:
+    return orjson.dumps(value, default=str).decode()

@@ -1,0 +1,152 @@
+"""`observe`: the one door. Around every operation: a span, a duration, an outcome and, where it matters, a log line.
+
+Law: cheap where nobody looks. A trace that is not kept makes no span; a line is logged for errors, for what asks for
+it, and for kept roots.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nexus_ray.core.errors import DeadlineExceededError, PermissionDeniedError, UnauthenticatedError
+from nexus_ray.observe import metrics, traces
+from nexus_ray.observe.logs import configure_logs, get_logger
+
+log = get_logger("observe")
+
+
+class ObserveSettings(BaseModel):
+    """What is kept of what happens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sampled_roots_per_s: int = 20
+    """New traces kept in each second, for each process: all that a person makes by hand."""
+    sample_ratio: float = 0.01
+    """Share of the rest that is kept: enough to see a shape, at a cost under 5 %."""
+    trace_file_bytes_max: int = 32 * 1024 * 1024
+    """Size of a process's trace file; one older file is kept beside it."""
+    logs_to_file: bool = True
+    """Log to the state folder rather than to stderr."""
+
+
+class _Current:
+    """This process's sampler and span file; set once by `configure`, before any traffic."""
+
+    sampler: traces.RootSampler | None = None
+    spans: traces.SpanFile | None = None
+    component: str = ""
+
+
+def configure(settings: ObserveSettings, component: str, node: str, state_dir: Path | None) -> None:
+    """Turn on logs and traces for this process; metrics are always on."""
+    folder = state_dir / "logs" if state_dir is not None and settings.logs_to_file else None
+    configure_logs(component, node, folder)
+    _Current.component = component
+    _Current.sampler = traces.RootSampler(settings.sampled_roots_per_s, settings.sample_ratio)
+    if state_dir is not None:
+        path = state_dir / "traces" / f"{component}.jsonl"
+        _Current.spans = traces.SpanFile(path, settings.trace_file_bytes_max)
+
+
+def flush() -> None:
+    """Write the spans of this process that are not written yet."""
+    if _Current.spans is not None:
+        _Current.spans.flush()
+
+
+class observe:  # noqa: N801 - reads as a verb where it is used
+    """A context manager around one operation; works inside async code.
+
+    `traceparent` is what to hand to everything below. `result` is the label of the outcome and may be set; it is
+    `error`, `cancelled`, `expired` or `denied` when an exception passes.
+    """
+
+    __slots__ = ("_agent_type", "_attributes", "_log", "_parent", "_span_id", "_started", "_started_at", "name",
+                 "result", "traceparent")  # fmt: skip
+
+    def __init__(
+        self, name: str, *, traceparent: str = "", agent_type: str = "", log: bool = False, **attributes: Any
+    ) -> None:
+        self.name = name
+        self.result = "success"
+        self._agent_type = agent_type
+        self._attributes = attributes
+        self._log = log
+        self._parent = traceparent
+        self._span_id = ""
+
+    def __enter__(self) -> "observe":
+        parent = self._parent
+        if not parent or not traces.is_traceparent(parent):
+            keeps = _Current.sampler is not None and _Current.sampler.keeps(time.time())
+            self._parent = ""
+            self.traceparent = traces.new_traceparent(keeps)
+        else:
+            self.traceparent = parent
+        if _Current.spans is not None and traces.is_sampled(self.traceparent):
+            self._span_id = traces.new_span_id()
+            self.traceparent = traces.child_of(self.traceparent, self._span_id)
+            self._started_at = time.time()
+        self._started = time.perf_counter()
+        return self
+
+    def set(self, **attributes: Any) -> None:
+        """Add attributes to the span and the log line."""
+        self._attributes.update(attributes)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.result = _result_of(error)
+        duration_s = time.perf_counter() - self._started
+        result = self.result
+        metrics.count("nexus_operations_total", operation=self.name, agent_type=self._agent_type, result=result)
+        metrics.record(
+            "nexus_operation_duration_seconds", duration_s,
+            operation=self.name, agent_type=self._agent_type, result=result,
+        )  # fmt: skip
+        if result == "error":
+            metrics.count(
+                "nexus_errors_total", error_type=type(error).__name__ if error else "Failure",
+                component=self.name.partition(".")[0], severity="error",
+            )  # fmt: skip
+        if self._span_id and _Current.spans is not None:
+            _Current.spans.add(self._span(duration_s))
+        if self._log or result == "error":
+            log.info(
+                self.name, result=result, duration_s=round(duration_s, 6),
+                trace_id=traces.trace_id_of(self.traceparent),
+                **{name.replace(".", "_"): value for name, value in self._attributes.items()},
+                **({"raised": f"{type(error).__name__}: {error}"} if error else {}),
+            )  # fmt: skip
+
+    def _span(self, duration_s: float) -> traces.SpanRecord:
+        attributes = {"nexus.component": _Current.component, "result": self.result, **self._attributes}
+        if self._agent_type:
+            attributes["agent.type"] = self._agent_type
+        return traces.SpanRecord(
+            trace_id=traces.trace_id_of(self.traceparent),
+            span_id=self._span_id,
+            parent_id=traces.span_id_of(self._parent) if self._parent else "",
+            name=self.name,
+            started_at=self._started_at,
+            ended_at=self._started_at + duration_s,
+            status="ok" if self.result == "success" else "error",
+            attributes=attributes,
+        )
+
+
+def _result_of(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "cancelled"
+    if isinstance(error, DeadlineExceededError | TimeoutError):
+        return "expired"
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return "denied"
+    return "error"
