@@ -17,7 +17,7 @@ _MASK = "***"
 
 def get_logger(name: str) -> Any:
     """Return a logger; `log.info("goal.accepted", goal_id=…)`."""
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(area=name)
 
 
 def configure_logs(component: str, node: str, folder: Path | None) -> None:

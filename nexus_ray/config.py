@@ -1,0 +1,112 @@
+"""Settings: one tree, from the environment (`NEXUS_GOALS__GOALS_MAX=…`) and an optional TOML file.
+
+Law: each section is declared beside the code it tunes; a misspelt variable is refused, not ignored. Secrets are not
+settings: settings hold paths to them.
+"""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from nexus_ray.agents.runner import RunnerSettings
+from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.goals.coordinator import CoordinatorSettings
+from nexus_ray.goals.ledger_limits import LedgerSettings
+from nexus_ray.observe.operation import ObserveSettings
+from nexus_ray.security.tokens import TokenSettings
+
+_PREFIX = "NEXUS_"
+_OTHERS = frozenset({"NEXUS_URL", "NEXUS_TOKEN", "NEXUS_CONFIG"})
+
+
+class RuntimeSettings(BaseModel):
+    """Processes, ports and the limits of the front door."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hosts_per_node: int = Field(default_factory=lambda: max(2, min(os.cpu_count() or 2, 16)), ge=1)
+    """Agent hosts: one a core, and two at least, so that a killed one is outlived."""
+    ray_cpus: int = Field(default_factory=lambda: os.cpu_count() or 2, ge=1)
+    object_store_bytes: int = 200 * 1024 * 1024
+    """Ray's object store; parcels are small and do not go through it."""
+    health_interval_s: float = 1.0
+    """How often a host is pinged; one that died is noticed at once, one that hangs after four of these."""
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=8600, ge=1, le=65535)
+    dashboard: bool = True
+    dashboard_port: int = Field(default=8265, ge=1, le=65535)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    body_bytes_max: int = 1024 * 1024
+    """Largest request body; a larger payload belongs in a store, with its address in the payload."""
+    page_size_max: int = 200
+    wait_s_max: float = 60.0
+    """Longest time that a request may wait for a goal; proxies cut longer ones."""
+    requests_in_flight_max: int = 256
+    """Requests at one time in a gateway; more are refused with 503."""
+
+
+class Settings(BaseSettings):
+    """All settings of a fleet."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    state_dir: Path = Field(default_factory=lambda: Path.home() / ".nexus")
+    """Where keys, ledger, traces and logs are kept."""
+    observe: ObserveSettings = ObserveSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    tokens: TokenSettings = TokenSettings()
+    agents: RunnerSettings = RunnerSettings()
+    goals: CoordinatorSettings = CoordinatorSettings()
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+
+
+def load(config_file: Path | None = None, **overrides: Any) -> Settings:
+    """Return the settings of the environment, over those of a TOML file, under `overrides`.
+
+    Raises:
+        InvalidArgumentError: A variable or field is unknown or malformed; the message names it.
+    """
+    _check_environment()
+    path = config_file or (Path(os.environ["NEXUS_CONFIG"]) if os.environ.get("NEXUS_CONFIG") else None)
+    try:
+        from_file = tomllib.loads(path.read_text()) if path is not None else {}
+    except OSError as error:
+        raise InvalidArgumentError(f"the settings file {path} cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgumentError(f"the settings file {path} is not TOML: {error}") from None
+    try:
+        from_environment = Settings().model_dump(exclude_unset=True)
+        merged = _merge(_merge(from_file, from_environment), overrides)
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidArgumentError(f"setting {name}: {first['msg']}") from None
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for name, value in high.items():
+        below = merged.get(name)
+        merged[name] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _check_environment() -> None:
+    known = set(_OTHERS)
+    for name, field in Settings.model_fields.items():
+        known.add(f"{_PREFIX}{name}".upper())
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            known.update(f"{_PREFIX}{name}__{inner}".upper() for inner in section.model_fields)
+    for name in os.environ:
+        if name.startswith(_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InvalidArgumentError(f"there is no setting {name}{hint}")
