@@ -84,7 +84,7 @@ class AgentRunner:
 
     def active(self, limit: int) -> list[tuple[AgentId, int, int]]:
         """Return active agents with the tasks that run and wait, `limit` at the most."""
-        rows = []
+        rows: list[tuple[AgentId, int, int]] = []
         for agent, activation in self._active.items():
             if len(rows) >= limit:
                 break
@@ -115,7 +115,7 @@ class AgentRunner:
             "task.execute",
             traceparent=order.headers.get("traceparent", ""),
             agent_type=spec.type,
-            **{"agent.id": str(order.agent), "goal.id": order.goal_id, "nexus.host": self._host},
+            attributes={"agent.id": str(order.agent), "goal.id": order.goal_id, "nexus.host": self._host},
         ) as operation:
             try:
                 async with asyncio.timeout(remaining_s):
@@ -134,7 +134,7 @@ class AgentRunner:
                     activation.mailbox.leave()
             if result.failure is not None:
                 operation.result = "expired" if result.failure.code == "deadline_exceeded" else "error"
-                operation.set(error=result.failure.message, attempts=result.attempts)
+                operation.set({"error": result.failure.message, "attempts": result.attempts})
             if (not is_local or state is not None) and not await pending:
                 self._drop(order.agent, activation)
                 raise UnavailableError("the result did not take effect: the agent or its goal is elsewhere now")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.openapi.utils import get_openapi
+from pydantic import ValidationError
 from sse_starlette.sse import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -50,7 +51,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings) -> FastAPI:
 
 
 def _goal_routes(app: FastAPI, front: FrontDoor, settings: RuntimeSettings, caller: Any) -> None:
-    Caller = Annotated[Session, Depends(caller)]  # noqa: N806 - a type
+    Caller = Annotated[Session, Depends(caller)]
 
     @app.post("/v1/goals", status_code=202, openapi_extra={"requestBody": _SUBMISSION_BODY})
     async def submit(
@@ -113,7 +114,9 @@ def _goal_routes(app: FastAPI, front: FrontDoor, settings: RuntimeSettings, call
     ) -> Response:
         """Follow a goal's journal as server-sent events; resume with `Last-Event-ID`."""
         await front.goal(session, goal_id)
-        return EventSourceResponse(_stream(front.follow(session, goal_id, max(after, last_event_id))), ping=_PING_S)
+        stream = _stream(front.follow(session, goal_id, max(after, last_event_id)))
+        response: Response = EventSourceResponse(stream, ping=_PING_S)
+        return response
 
     @app.get("/v1/goals/{goal_id}/journal")
     async def journal(
@@ -133,7 +136,7 @@ def _goal_routes(app: FastAPI, front: FrontDoor, settings: RuntimeSettings, call
 
 
 def _fleet_routes(app: FastAPI, front: FrontDoor, caller: Any) -> None:
-    Caller = Annotated[Session, Depends(caller)]  # noqa: N806 - a type
+    Caller = Annotated[Session, Depends(caller)]
 
     @app.get("/v1/agents")
     async def agents(session: Caller, limit: Annotated[int, Query(ge=1, le=_AGENTS_MAX)] = 1000) -> Response:
@@ -189,8 +192,8 @@ def _submission(request: Request, body: bytes) -> Submission:
         raise HTTPException(400, f"the body is not JSON: {error}") from None
     try:
         return Submission.model_validate(value)
-    except ValueError as error:
-        listed = getattr(error, "errors", list)()
+    except ValidationError as error:
+        listed = error.errors(include_url=False)
         found = [{"field": ".".join(map(str, one["loc"])) or "body", "problem": one["msg"]} for one in listed[:20]]
         first = found[0] if found else {"field": "body", "problem": "malformed"}
         raise InvalidArgumentError(f"{first['field']}: {first['problem']}", problems=found) from None

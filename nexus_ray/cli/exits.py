@@ -45,7 +45,7 @@ _BY_STATUS = {
 }
 _HINTS = {
     "unauthenticated": "set NEXUS_TOKEN to a valid token; `nexus token create` makes one",
-    "permission_denied": "the token's roles do not allow this; `nexus token create --role operator` makes one that does",
+    "permission_denied": "the roles of the token do not allow it; `nexus token create --role ROLE` makes another",
 }
 _PROBLEMS_SHOWN_MAX = 5
 

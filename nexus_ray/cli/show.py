@@ -30,13 +30,13 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def print_rich(*items: Any) -> None:
-    """Print rich renderables on stdout."""
+def print_rich(*items: Any, is_wrapped: bool = True) -> None:
+    """Print rich renderables on stdout; lines that hold a command to copy are better not wrapped."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
     for item in items:
-        console.print(item)
+        console.print(item, soft_wrap=not is_wrapped)
 
 
 def say(text: str) -> None:

@@ -30,8 +30,8 @@ from nexus_ray.goals.machine import (
     RecordOutcome,
     Refused,
     RunFunction,
-    Stopped,
     StopFunction,
+    Stopped,
 )
 from nexus_ray.goals.ports import Dispatcher
 from nexus_ray.goals.run import GoalRun, read_steps
@@ -75,10 +75,11 @@ class Specs:
 class _Held:
     """A goal that this host runs."""
 
-    __slots__ = ("function", "goal", "machine", "outcome", "timer")
+    __slots__ = ("function", "goal", "machine", "outcome", "replays", "timer")
 
-    def __init__(self, goal: Goal, outcome: "asyncio.Future[Outcome]") -> None:
+    def __init__(self, goal: Goal, outcome: "asyncio.Future[Outcome]", replays: bool) -> None:
         self.goal = goal
+        self.replays = replays
         self.machine = GoalMachine()
         self.outcome = outcome
         self.function: asyncio.Task[None] | None = None
@@ -236,7 +237,7 @@ class Coordinator:
 
     def _launch(self, goal: Goal, *, is_claimed: bool, replays: bool) -> "asyncio.Future[Outcome]":
         loop = asyncio.get_running_loop()
-        held = _Held(goal, loop.create_future())
+        held = _Held(goal, loop.create_future(), replays)
         self._held[goal.id] = held
         held.timer = loop.call_later(
             max(0.0, goal.deadline_at - self.clock.now()), self._feed, held, DeadlinePassed()
@@ -276,7 +277,7 @@ class Coordinator:
             "coordination.execute",
             traceparent=goal.headers.get("traceparent", ""),
             log=True,
-            **{"goal.id": goal.id, "coordination.goal_type": goal.type, "nexus.host": self.host},
+            attributes={"goal.id": goal.id, "coordination.goal_type": goal.type, "nexus.host": self.host},
         ) as operation:
             try:
                 event = await self._answer(held, operation.traceparent)
@@ -287,19 +288,20 @@ class Coordinator:
                 event = Stopped()
             if isinstance(event, Raised):
                 operation.result = "error"
-                operation.set(error=event.failure.message)
+                operation.set({"error": event.failure.message})
         self._feed(held, event)
 
     async def _answer(self, held: _Held, traceparent: str) -> Event:
         goal = held.goal
+        spec = self.specs.goals.get(goal.type)
+        if spec is None:
+            return Raised(Failure("not_found", f"there is no goal type {goal.type!r} in this version of the app"))
         try:
-            spec = self.specs.goals[goal.type]
-            run = GoalRun(self, goal, traceparent, await read_steps(self.ledger, goal.id))
+            steps = await read_steps(self.ledger, goal.id) if held.replays else {}
+            run = GoalRun(self, goal, traceparent, steps)
             request = spec.payload.decode(goal.payload, "goal's payload")
             answer = await spec.function(request, Team(run))
             return Answered(spec.result.encode(answer, f"result of goal {goal.type}"))
-        except KeyError:
-            return Raised(Failure("not_found", f"there is no goal type {goal.type!r} in this version of the app"))
         except NexusError as error:
             return Raised(_failure(error))
         except (Exception, SystemExit, KeyboardInterrupt) as error:

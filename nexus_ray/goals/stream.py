@@ -7,6 +7,7 @@ made again until it can, because every write is idempotent; only fencing ends th
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from nexus_ray.agents.task import AgentState, TaskOrder, TaskResult
 from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
@@ -64,7 +65,8 @@ class WriteStream:
             return
         while self._waiting and not self._task.done():
             _, last = self._waiting[-1]
-            await asyncio.wait([last, self._task], return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [last, self._task]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         self._task.cancel()
         await asyncio.wait([self._task])
 

@@ -5,6 +5,7 @@ Law: secrets are masked here, whatever the caller does; local variables never st
 
 import os
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,7 +29,7 @@ def configure_logs(component: str, node: str, folder: Path | None) -> None:
         descriptor = os.open(folder / f"{component}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         stream = os.fdopen(descriptor, "a", buffering=1)
 
-    def named(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    def named(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event.update(component=component, node=node)
         return event
 
@@ -47,7 +48,7 @@ def configure_logs(component: str, node: str, folder: Path | None) -> None:
     )
 
 
-def mask_secrets(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def mask_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace the values of keywords that name a secret."""
     for key in event:
         if key.lower() in _SECRETS:

@@ -59,7 +59,7 @@ def flush() -> None:
         _Current.spans.flush()
 
 
-class observe:  # noqa: N801 - reads as a verb where it is used
+class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it is used
     """A context manager around one operation; works inside async code.
 
     `traceparent` is what to hand to everything below. `result` is the label of the outcome and may be set; it is
@@ -70,12 +70,18 @@ class observe:  # noqa: N801 - reads as a verb where it is used
                  "result", "traceparent")  # fmt: skip
 
     def __init__(
-        self, name: str, *, traceparent: str = "", agent_type: str = "", log: bool = False, **attributes: Any
+        self,
+        name: str,
+        *,
+        traceparent: str = "",
+        agent_type: str = "",
+        log: bool = False,
+        attributes: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.result = "success"
         self._agent_type = agent_type
-        self._attributes = attributes
+        self._attributes = attributes or {}
         self._log = log
         self._parent = traceparent
         self._span_id = ""
@@ -95,7 +101,7 @@ class observe:  # noqa: N801 - reads as a verb where it is used
         self._started = time.perf_counter()
         return self
 
-    def set(self, **attributes: Any) -> None:
+    def set(self, attributes: dict[str, Any]) -> None:
         """Add attributes to the span and the log line."""
         self._attributes.update(attributes)
 

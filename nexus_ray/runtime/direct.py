@@ -6,6 +6,7 @@ whatever outcomes are ready.
 """
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,9 +97,7 @@ class DirectDoor:
         for (number, goal), (acceptance, future) in zip(goals, started, strict=True):
             if future is None:
                 future = asyncio.ensure_future(process.coordinator.wait(acceptance.goal_id, goal.deadline_at))
-            future.add_done_callback(
-                lambda done, number=number, goal_id=acceptance.goal_id: self._ended(client, number, goal_id, done)
-            )
+            future.add_done_callback(functools.partial(self._ended, client, number, acceptance.goal_id))
 
     def _ended(self, client: str, number: int, goal_id: str, future: "asyncio.Future[Outcome]") -> None:
         if future.cancelled():

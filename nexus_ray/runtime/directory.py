@@ -5,6 +5,7 @@ take over what it had. Epochs come from the ledger and only grow. It knows no Ra
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -115,10 +116,10 @@ class Directory:
             log.warning("host.lost", host=member.host, why=why)
             metrics.count("nexus_errors_total", error_type="HostLost", component="directory", severity="high")
             del self._members[slot]
-            await self._insist(lambda gone=member: self._ledger.fence(gone.host))
+            await self._insist(functools.partial(self._ledger.fence, member.host))
             await self._insist(self._publish)
             await self._hosts.kill(member)
-            await self._insist(lambda: self._fill(slot))
+            await self._insist(functools.partial(self._fill, slot))
             log.info("host.replaced", lost=member.host, by=self._members[slot].host)
 
     async def _until_gone(self, member: Member) -> str:

@@ -144,10 +144,10 @@ class FrontDoor:
             UnavailableError: The ledger cannot write now.
         """
         self._authorizer.authorize(session, "goal:submit", request.type)
-        with observe("goal.submit", traceparent=traceparent, **{"goal.type": request.type}) as operation:
+        with observe("goal.submit", traceparent=traceparent, attributes={"goal.type": request.type}) as operation:
             now = self._clock.now()
             goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
-            operation.set(**{"goal.id": goal.id})
+            operation.set({"goal.id": goal.id})
             (acceptance,) = await self._ledger.accept([goal])
             if acceptance.is_new:
                 await self._fleet.poke([goal])
@@ -161,7 +161,7 @@ class FrontDoor:
             FailedPreconditionError: It has ended already.
         """
         self._authorizer.authorize(session, "goal:cancel", goal_id)
-        with observe("goal.cancel", **{"goal.id": goal_id}):
+        with observe("goal.cancel", attributes={"goal.id": goal_id}):
             record = await self._record(goal_id)
             (is_asked,) = await self._ledger.append(
                 "", [RequestCancel(goal_id, self._clock.now(), session.principal)]

@@ -5,6 +5,7 @@ other direction. Where delivery failed, or the other host is gone, what waited f
 """
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -135,7 +136,7 @@ class PostOffice:
                 case Request(number, order):
                     task = loop.create_task(self._serve(origin, epoch, number, order), name=str(order.agent))
                     self._running[origin, number] = task
-                    task.add_done_callback(lambda _, key=(origin, number): self._running.pop(key, None))
+                    task.add_done_callback(functools.partial(self._ran, (origin, number)))
                 case Reply(number, result, code, message):
                     self._settle(number, result or _refusal(code, message))
                 case Cancel(number):
@@ -194,6 +195,9 @@ class PostOffice:
                 for item in items:
                     if isinstance(item, Request):
                         self._settle(item.number, error)
+
+    def _ran(self, key: tuple[str, int], _: "asyncio.Task[None]") -> None:
+        self._running.pop(key, None)
 
     def _settle(self, number: int, answer: TaskResult | NexusError) -> None:
         asked = self._asked.pop(number, None)

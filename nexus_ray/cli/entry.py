@@ -1,0 +1,53 @@
+"""The tree of verbs, and the console's way in."""
+
+from typing import Annotated
+
+import typer
+
+from nexus_ray.cli import demo, doctor, fleet, goal, token
+from nexus_ray.cli.exits import Verbs
+from nexus_ray.cli.show import print_json
+
+app = typer.Typer(
+    name="nexus",
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Rich help costs 0.1 s, and the text is the same.
+    help="Run fleets of agents in production on a Ray cluster.",
+    epilog="Exits with 0 ok, 1 goal failed, 2 wrong input, 3 not allowed, 4 not up, 5 cancelled or expired.",
+)
+app.command()(fleet.up)
+app.command()(fleet.down)
+app.command()(fleet.status)
+app.command()(demo.demo)
+app.add_typer(goal.verbs, name="goal")
+app.add_typer(fleet.agent_verbs, name="agent")
+app.add_typer(token.verbs, name="token")
+app.command()(doctor.doctor)
+
+
+@app.command()
+def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
+    """Print the versions of Nexus, Ray and Python."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from nexus_ray import __version__
+
+    try:
+        ray = installed("ray")
+    except PackageNotFoundError:
+        ray = "not installed"
+    versions = {"nexus": __version__, "ray": ray, "python": platform.python_version()}
+    if as_json:
+        print_json(versions)
+    else:
+        typer.echo(", ".join(f"{name} {number}" for name, number in versions.items()))
+
+
+def run() -> None:
+    """Run the verb that the command line names, and exit with its code."""
+    app()

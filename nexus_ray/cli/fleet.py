@@ -1,0 +1,174 @@
+"""`nexus up`, `down`, `status` and `agent list`: a fleet on this machine, and what it is doing."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nexus_ray.cli.exits import ExitCode, Verbs
+from nexus_ray.cli.show import duration, print_json, print_rich, say, table
+from nexus_ray.core.errors import AlreadyExistsError, InvalidArgumentError, NexusError
+
+if TYPE_CHECKING:
+    from nexus_ray.config import Settings
+    from nexus_ray.runtime.fleet_file import FleetFile
+
+agent_verbs = typer.Typer(cls=Verbs, no_args_is_help=True, help="See the agents.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def up(
+    app: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, such as my_fleet:app.")],
+    detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback needs TLS.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file, TOML.")] = None,
+) -> None:
+    """Start a fleet on this machine, secured; Ctrl-C or `nexus down` stops it."""
+    from nexus_ray.cli.detached import running_fleet, start
+    from nexus_ray.runtime.local import check_listen
+
+    settings = up_settings(host, port, tls_cert, tls_key, config)
+    if (fleet := running_fleet(settings.state_dir)) is not None:
+        raise AlreadyExistsError(
+            f"a fleet is up already: {fleet.app} at {fleet.url}; `nexus down` ends it, NEXUS_STATE_DIR names another"
+        )
+    check_listen(settings)
+    if not detach:
+        from nexus_ray.api.up import serve_forever
+
+        serve_forever(app, settings, say, lambda fields: _tell_up(fields["app"], fields["url"], "Ctrl-C"))
+        say("the fleet is down")
+        return
+    flags = {"--host": host, "--port": port, "--tls-cert": tls_cert, "--tls-key": tls_key, "--config": config}
+    arguments = [app]
+    for flag, value in flags.items():
+        if value is not None:
+            arguments += [flag, str(value)]
+    with spinner("starting") as progress:
+        fleet = start(settings.state_dir, arguments, progress)
+    _tell_up(fleet.app, fleet.url, "nexus down")
+
+
+def up_settings(
+    host: str | None, port: int | None, tls_cert: Path | None, tls_key: Path | None, config: Path | None
+) -> "Settings":
+    """Return the settings with the command line's on top.
+
+    Raises:
+        InvalidArgumentError: A settings file is missing, or only one half of the TLS material was given.
+    """
+    from nexus_ray.config import load
+
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidArgumentError("TLS needs both --tls-cert and --tls-key")
+    if config is not None and not config.is_file():
+        raise InvalidArgumentError(f"there is no settings file {config}")
+    given = {"http_host": host, "http_port": port, "tls_cert": tls_cert, "tls_key": tls_key}
+    return load(config, runtime={name: value for name, value in given.items() if value is not None})
+
+
+def down() -> None:
+    """Stop the fleet; accepted goals are on disk and go on at the next start."""
+    from nexus_ray.cli.detached import stop
+    from nexus_ray.runtime.fleet_file import state_folder
+
+    with spinner("stopping"):
+        fleet = stop(state_folder())
+    say(f"{fleet.app} is down")
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show the fleet: where it listens, which parts answer, how busy the hosts are."""
+    from nexus_ray.runtime.client import connect
+    from nexus_ray.runtime.fleet_file import read_fleet_file, state_folder
+
+    with connect() as connection:
+        parts = connection.ready()
+        hosts, problem = _hosts(connection)
+        url = connection.url
+    fleet = read_fleet_file(state_folder())
+    fleet = fleet if fleet is not None and fleet.url.rstrip("/") == url else None
+    is_ready = all(truths(parts)) and problem is None
+    if as_json:
+        print_json({"url": url, "ready": is_ready, "parts": parts, "hosts": hosts, **_local(fleet)})
+    else:
+        rows = [("url", url), ("ready", "yes" if is_ready else "no"), *_local(fleet).items()]
+        rows += [(name, "ok" if value is True else value) for name, value in parts.items()]
+        shown = table(("", "value"), [(name, value) for name, value in rows if value is not None])
+        shown.show_header = False
+        print_rich(shown)
+        if hosts:
+            columns = list(dict.fromkeys(name for host in hosts for name in host))
+            print_rich(table(columns, [[host.get(name, "") for name in columns] for host in hosts]))
+        if problem is not None:
+            say(f"the hosts cannot be listed: {problem}")
+    if not is_ready:
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
+@agent_verbs.command("list")
+def list_agents(as_json: AsJson = False) -> None:
+    """List the agents that are active now."""
+    from nexus_ray.runtime.client import connect
+
+    with connect() as fleet:
+        agents = fleet.agents()
+    if as_json:
+        print_json({"agents": agents})
+        return
+    if not agents:
+        say("no agent is active; agents are activated by their first task and passivated when idle")
+        return
+    columns = ("agent", "host", "running", "waiting")
+    print_rich(table(columns, [[a.get(name, "") for name in columns] for a in agents], ("running", "waiting")))
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something is under way; the yielded function changes the text. Plain lines without a terminal."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield say
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(text)) as shown:
+        yield lambda line: shown.update(escape(line))
+
+
+def _tell_up(app: str, url: str, ended_by: str) -> None:
+    say(f"{app} is up at {url}")
+    say(f"submit with `nexus goal submit TYPE`, look with `nexus status`, stop with {ended_by}")
+
+
+def _hosts(connection: Any) -> tuple[list[dict[str, Any]], str | None]:
+    try:
+        return connection.hosts(), None
+    except NexusError as error:
+        return [], error.message
+
+
+def _local(fleet: "FleetFile | None") -> dict[str, Any]:
+    if fleet is None:
+        return {}
+    return {
+        "app": fleet.app,
+        "process": fleet.pid,
+        "up_for": duration(max(0.0, time.time() - fleet.started_at)),
+        "dashboard": fleet.dashboard_url,
+    }
+
+
+def truths(parts: dict[str, Any]) -> list[bool]:
+    """Return what a readiness answer says of each part."""
+    inner = parts.get("parts")
+    values = inner.values() if isinstance(inner, dict) else parts.values()
+    return [value for value in values if isinstance(value, bool)]

@@ -1,0 +1,78 @@
+"""`nexus token`: make tokens for people and programs, with this machine's issuer key."""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from nexus_ray.cli.exits import Verbs
+from nexus_ray.cli.show import moment, print_json, say
+from nexus_ray.core.errors import InvalidArgumentError
+
+verbs = typer.Typer(cls=Verbs, no_args_is_help=True, help="Make tokens.")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]{0,99}\Z")
+
+
+@verbs.callback()
+def _group() -> None:
+    """Make tokens."""
+
+
+@verbs.command()
+def create(
+    role: Annotated[list[str], typer.Option(help="A role from roles.toml; may be repeated.")],
+    ttl: Annotated[str, typer.Option(help="How long it is valid: 30m, 1h, 7d.")] = "1h",
+    name: Annotated[str, typer.Option(help="Whom the token names.")] = "local-user",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Print a new token; whoever holds it is NAME, with these roles, until it expires."""
+    lifetime_s = parse_ttl_s(ttl)
+    if not _PRINCIPAL.match(name):
+        raise InvalidArgumentError(f"{name!r} is not a name for a token: use letters, digits, '@', '.', '_', '-'")
+    from nexus_ray.config import load
+    from nexus_ray.core.clock import SystemClock
+    from nexus_ray.security.authz import ensure_role_file, load_roles
+    from nexus_ray.security.keys import load_or_create_issuer_key
+    from nexus_ray.security.tokens import issue_token
+
+    settings = load()
+    if lifetime_s > settings.tokens.lifetime_max_s:
+        longest_d = settings.tokens.lifetime_max_s / 86_400
+        raise InvalidArgumentError(f"a token may live {longest_d:g} days at most, not {ttl}")
+    folder = settings.state_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ensure_role_file(folder)
+    check_roles(role, load_roles(folder))
+    now = SystemClock().now()
+    roles = list(dict.fromkeys(role))
+    token = issue_token(load_or_create_issuer_key(folder), settings.tokens, name, roles, lifetime_s, now)
+    if as_json:
+        print_json({"token": token, "principal": name, "roles": roles, "expires_at": now + lifetime_s})
+        return
+    typer.echo(token)
+    say(f"{name}: {', '.join(roles)}, until {moment(now + lifetime_s)}; use it as NEXUS_TOKEN")
+
+
+def parse_ttl_s(text: str) -> float:
+    """Return the seconds that `90s`, `30m`, `1h` or `7d` mean.
+
+    Raises:
+        InvalidArgumentError: It is none of these, or no time at all.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
+    if match is None or int(match[1]) == 0:
+        raise InvalidArgumentError(f"{text!r} is not a length of time: write 90s, 30m, 1h or 7d")
+    return float(int(match[1]) * _UNITS_S[match[2]])
+
+
+def check_roles(roles: list[str], known: Iterable[str]) -> None:
+    """Refuse a role that the role file does not know: such a token would open nothing.
+
+    Raises:
+        InvalidArgumentError: An unknown role.
+    """
+    unknown = [role for role in roles if role not in known]
+    if unknown:
+        raise InvalidArgumentError(f"there is no role {unknown[0]!r}; roles.toml has {', '.join(sorted(known))}")
