@@ -56,6 +56,7 @@ class Ledger(Protocol):
 
         Args:
             writer: The host that writes, or `""` for the front door, which holds nothing.
+            writes: What to write, in order.
 
         Raises:
             FencedError: `writer` was fenced; nothing of the call is kept.

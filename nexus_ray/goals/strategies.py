@@ -235,7 +235,9 @@ def _needed(quorum: float | int | None, total: int) -> int:
         return total
     needed = math.ceil(quorum * total - 1e-9) if isinstance(quorum, float) else quorum
     if isinstance(quorum, bool) or not 1 <= needed <= total:
-        raise InvalidArgumentError(f"quorum {quorum} of {total} tasks: give a count of 1 to {total}, or a share up to 1.0")
+        raise InvalidArgumentError(
+            f"quorum {quorum} of {total} tasks: give a count of 1 to {total}, or a share up to 1.0"
+        )
     return needed
 
 

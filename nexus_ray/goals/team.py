@@ -100,7 +100,9 @@ class Team:
         """The instant at which the goal expires."""
         return Deadline(self._run.goal.deadline_at)
 
-    async def ask(self, agent: AgentRef, payload: Any = None, *, key: str = "main", timeout_s: float | None = None) -> Any:
+    async def ask(
+        self, agent: AgentRef, payload: Any = None, *, key: str = "main", timeout_s: float | None = None
+    ) -> Any:
         """Ask one agent and return its answer.
 
         Raises:

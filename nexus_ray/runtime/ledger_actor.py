@@ -53,7 +53,7 @@ class LedgerActor:
 
 
 class RayLedger:
-    """Implements `Ledger` over the actor. A ledger process that died is waited for, since every call may be repeated."""
+    """Implements `Ledger` over the actor; waits for a ledger process that died, since every call may be repeated."""
 
     def __init__(self) -> None:
         self._actor: Any = None

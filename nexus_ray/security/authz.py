@@ -54,7 +54,7 @@ def load_roles(folder: Path) -> dict[str, frozenset[str]]:
     granted = {}
     for role, grants in roles.items():
         if not isinstance(grants, list) or not all(isinstance(grant, str) and _GRANT.match(grant) for grant in grants):
-            raise InvalidArgumentError(f"{path}: role {role!r} is a list of actions such as \"goal:read\" or \"goal:*\"")
+            raise InvalidArgumentError(f"{path}: role {role!r} is a list of actions such as 'goal:read' or 'goal:*'")
         granted[role] = frozenset(grants)
     return granted
 
