@@ -18,9 +18,9 @@ from nexus_ray.core.errors import NexusError, UnavailableError, error_classes
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.observe.operation import observe
+from nexus_ray.runtime.follow import watch_membership
 from nexus_ray.runtime.front import SubmitRequest, build_goal
-from nexus_ray.runtime.names import DIRECTORY, NAMESPACE
-from nexus_ray.runtime.placement import Membership
+from nexus_ray.runtime.names import NAMESPACE
 from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.ray_errors import translate
 from nexus_ray.security.authn import Authenticator
@@ -128,9 +128,8 @@ class DirectClient:
 
     async def connect(self) -> None:
         """Look up the hosts."""
+        membership = await watch_membership(0, _WAIT_S)
         try:
-            directory = ray.get_actor(DIRECTORY, namespace=NAMESPACE)
-            membership: Membership = await directory.watch.remote(0, _WAIT_S)
             self._hosts = [ray.get_actor(member.host, namespace=NAMESPACE) for member in membership.members]
         except Exception as error:
             raise translate(error, "the fleet") from None

@@ -6,8 +6,9 @@ take over what it had. Epochs come from the ledger and only grow. It knows no Ra
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.goals.ledger import Ledger
@@ -21,11 +22,25 @@ _PINGS_MISSED_MAX = 4  # With a ping a second and its second of patience: a hung
 _START_AGAIN_AFTER_S = 1.0
 _PAGE_GOALS = 1000
 
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one host: a machine, and a number on it."""
+
+    node_id: str
+    number: int
+
 
 class HostProcesses(Protocol):
     """Makes and ends host processes."""
 
-    async def spawn(self, slot: int) -> Member:
+    async def slots(self) -> Sequence[Slot]:
+        """Return the places that there are, on the machines that are up now."""
+        ...
+
+    async def spawn(self, slot: Slot) -> Member:
         """Start a process for a slot, under a name that was never used before.
 
         Raises:
@@ -33,8 +48,8 @@ class HostProcesses(Protocol):
         """
         ...
 
-    async def discover(self) -> list[tuple[int, Member]]:
-        """Return the hosts that live already, with their slots, best known first."""
+    async def discover(self) -> Sequence[tuple[Slot | None, Member]]:
+        """Return the hosts that live already, with their slots; None for one that does not answer."""
         ...
 
     async def ping(self, member: Member) -> None:
@@ -49,40 +64,43 @@ class HostProcesses(Protocol):
         """Return when the process has died."""
         ...
 
-    async def publish(self, member: Member, membership: Membership) -> None:
-        """Tell a host the membership; best effort."""
-        ...
-
     async def kill(self, member: Member) -> None:
         """End the process for good."""
         ...
 
 
 class Directory:
-    """Keeps `slots` hosts alive; used from one event loop only."""
+    """Keeps every slot filled with a host; used from one event loop only."""
 
-    def __init__(self, slots: int, hosts: HostProcesses, ledger: Ledger, ping_every_s: float) -> None:
-        self._slots = slots
+    def __init__(self, hosts: HostProcesses, ledger: Ledger, ping_every_s: float, look_every_s: float = 5.0) -> None:
+        """`look_every_s` says how often machines that came are looked for."""
         self._hosts = hosts
         self._ledger = ledger
         self._ping_every_s = ping_every_s
-        self._members: dict[int, Member] = {}
+        self._look_every_s = look_every_s
+        self._members: dict[Slot, Member] = {}
         self._changed = asyncio.Condition()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._keepers: dict[Slot, asyncio.Task[None]] = {}
+        self._looking: asyncio.Task[None] | None = None
         self.membership = Membership(0, ())
 
     async def start(self) -> None:
         """Take over the hosts that live, start those that are missing, and return when all slots are filled."""
+        wanted = await self._hosts.slots()
         for slot, member in await self._hosts.discover():
-            if slot < self._slots and slot not in self._members:
+            if slot is not None and slot in wanted and slot not in self._members:
                 self._members[slot] = member
-        missing = [slot for slot in range(self._slots) if slot not in self._members]
+            else:
+                await self._ledger.fence(member.host)
+                await self._hosts.kill(member)
+        missing = [slot for slot in wanted if slot not in self._members]
         for slot, member in zip(missing, await asyncio.gather(*map(self._hosts.spawn, missing)), strict=True):
             self._members[slot] = member
         await self._fence_the_dead()
         await self._publish()
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._watch(slot), name=f"slot {slot}") for slot in range(self._slots)]
+        for slot in wanted:
+            self._begin_to_keep(slot)
+        self._looking = asyncio.get_running_loop().create_task(self._look(), name="look for machines")
 
     async def watch(self, epoch: int, wait_s: float) -> Membership:
         """Return the membership as soon as it is newer than `epoch`, or as it is after `wait_s` seconds."""
@@ -95,10 +113,11 @@ class Directory:
 
     async def stop(self) -> None:
         """Stop watching; the hosts live on."""
-        for task in self._tasks:
+        tasks = [*self._keepers.values(), *filter(None, [self._looking])]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _fence_the_dead(self) -> None:
         """Fence every host that still holds goals on record but is not here: left over from before a restart."""
@@ -109,18 +128,48 @@ class Directory:
                 await self._ledger.fence(host)
             after = records[-1].goal.id
 
-    async def _watch(self, slot: int) -> None:
+    async def _look(self) -> None:
         while True:
+            await asyncio.sleep(self._look_every_s)
+            try:
+                wanted = await self._hosts.slots()
+            except NexusError as error:
+                log.warning("directory.tries_again", error=str(error))
+                continue
+            for slot in wanted:
+                self._begin_to_keep(slot)
+
+    def _begin_to_keep(self, slot: Slot) -> None:
+        keeper = self._keepers.get(slot)
+        if keeper is None or keeper.done():
+            name = f"slot {slot.number} of {slot.node_id[:8]}"
+            self._keepers[slot] = asyncio.get_running_loop().create_task(self._keep(slot), name=name)
+
+    async def _keep(self, slot: Slot) -> None:
+        """Keep one slot filled for as long as its machine is there."""
+        while slot in self._members or await self._fill(slot):
             member = self._members[slot]
             why = await self._until_gone(member)
             log.warning("host.lost", host=member.host, why=why)
             metrics.count("nexus_errors_total", error_type="HostLost", component="directory", severity="high")
+            await _insist(functools.partial(self._ledger.fence, member.host))
             del self._members[slot]
-            await self._insist(functools.partial(self._ledger.fence, member.host))
-            await self._insist(self._publish)
+            await _insist(self._publish)
             await self._hosts.kill(member)
-            await self._insist(functools.partial(self._fill, slot))
-            log.info("host.replaced", lost=member.host, by=self._members[slot].host)
+
+    async def _fill(self, slot: Slot) -> bool:
+        """Start a host, however often it takes; False if the machine has gone meanwhile."""
+        while slot in await _insist(self._hosts.slots):
+            try:
+                self._members[slot] = await self._hosts.spawn(slot)
+            except NexusError as error:
+                log.warning("host.not_started", error=str(error), slot=slot.number, node_id=slot.node_id)
+                await asyncio.sleep(_START_AGAIN_AFTER_S)
+                continue
+            await _insist(self._publish)
+            log.info("host.started", host=self._members[slot].host)
+            return True
+        return False
 
     async def _until_gone(self, member: Member) -> str:
         death = asyncio.ensure_future(self._hosts.until_death(member))
@@ -140,21 +189,20 @@ class Directory:
         finally:
             death.cancel()
 
-    async def _fill(self, slot: int) -> None:
-        self._members[slot] = await self._hosts.spawn(slot)
-        await self._publish()
-
     async def _publish(self) -> None:
-        members = tuple(self._members[slot] for slot in sorted(self._members))
-        self.membership = Membership(await self._ledger.next_epoch(), members)
-        await asyncio.gather(*(self._hosts.publish(member, self.membership) for member in members))
+        epoch = await self._ledger.next_epoch()
         async with self._changed:
-            self._changed.notify_all()
+            # Read after the epoch was drawn: two slots may change at once, and the larger epoch must be the newer list.
+            if epoch > self.membership.epoch:
+                members = sorted(self._members.values(), key=lambda member: member.host)
+                self.membership = Membership(epoch, tuple(members))
+                self._changed.notify_all()
 
-    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                return await work()
-            except NexusError as error:
-                log.warning("directory.tries_again", error=str(error))
-                await asyncio.sleep(_START_AGAIN_AFTER_S)
+
+async def _insist(work: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+    while True:
+        try:
+            return await work()
+        except NexusError as error:
+            log.warning("directory.tries_again", error=str(error))
+            await asyncio.sleep(_START_AGAIN_AFTER_S)

@@ -5,14 +5,16 @@ Law: hosts are detached, so they outlive the directory; a directory that restart
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import ray.util
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nexus_ray.config import Settings
 from nexus_ray.runtime.boot import configure_process
-from nexus_ray.runtime.directory import Directory
+from nexus_ray.runtime.directory import Directory, Slot
 from nexus_ray.runtime.host_actor import AgentHost
 from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.names import HOST_PREFIX, NAMESPACE, host_name
@@ -20,6 +22,7 @@ from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.ray_errors import translate
 
 _CALLS_MAX = 10_000  # Ray's own default of 1,000 would make parked polls crowd out parcels.
+_ANSWER_S = 5.0  # A host that was found by name and does not answer within this is taken for hung.
 
 
 class RayHosts:
@@ -30,9 +33,19 @@ class RayHosts:
         self._settings = settings
         self._actors: dict[str, Any] = {}
 
-    async def spawn(self, slot: int) -> Member:
+    async def slots(self) -> Sequence[Slot]:
+        """Return `hosts_per_node` slots for each machine of the cluster that can run anything."""
+        try:
+            nodes = await asyncio.to_thread(ray.nodes)
+        except Exception as error:
+            raise translate(error, "the cluster") from None
+        # A head without CPUs is kept for Ray's own processes; see the KubeRay manual.
+        working = sorted(node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("CPU"))
+        return [Slot(node, number) for node in working for number in range(self._settings.runtime.hosts_per_node)]
+
+    async def spawn(self, slot: Slot) -> Member:
         """Start a host actor under a name that was never used before."""
-        name = host_name(slot)
+        name = host_name(slot.number)
         try:
             actor = (
                 ray.remote(AgentHost)
@@ -44,30 +57,36 @@ class RayHosts:
                     max_restarts=0,
                     max_task_retries=0,
                     max_concurrency=_CALLS_MAX,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node_id, soft=False),
                 )
                 .remote(name, self._app_path, self._settings)
             )
             member: Member = await actor.start.remote()
+        except asyncio.CancelledError:
+            raise
         except Exception as error:
             raise translate(error, f"host {name}") from None
         self._actors[member.host] = actor
         return member
 
-    async def discover(self) -> list[tuple[int, Member]]:
+    async def discover(self) -> Sequence[tuple[Slot | None, Member]]:
         """Return the host actors that live."""
-        found = []
+        found: list[tuple[Slot | None, Member]] = []
         for entry in ray.util.list_named_actors(all_namespaces=True):
-            match = re.fullmatch(re.escape(HOST_PREFIX) + r"(\d+)-\w+", entry["name"])
+            name = entry["name"]
+            match = re.fullmatch(re.escape(HOST_PREFIX) + r"(\d+)-\w+", name)
             if match is None or entry["namespace"] != NAMESPACE:
                 continue
             try:
-                actor = ray.get_actor(entry["name"], namespace=NAMESPACE)
-                async with asyncio.timeout(5.0):
+                actor = self._actors[name] = ray.get_actor(name, namespace=NAMESPACE)
+            except ValueError:
+                continue  # Died since it was listed.
+            try:
+                async with asyncio.timeout(_ANSWER_S):
                     member = await actor.start.remote()
-            except Exception:
-                continue
-            self._actors[member.host] = actor
-            found.append((int(match[1]), member))
+                found.append((Slot(member.node_id, int(match[1])), member))
+            except (TimeoutError, ray.exceptions.RayError):
+                found.append((None, Member(name, "", "")))
         return found
 
     async def ping(self, member: Member) -> None:
@@ -87,16 +106,6 @@ class RayHosts:
             raise
         except Exception:
             return
-
-    async def publish(self, member: Member, membership: Membership) -> None:
-        """Tell a host the membership."""
-        try:
-            async with asyncio.timeout(2.0):
-                await self._actors[member.host].set_membership.remote(membership)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            return  # It will be found dead or asked again by its next ping.
 
     async def kill(self, member: Member) -> None:
         """End the process for good."""
@@ -119,12 +128,8 @@ class DirectoryActor:
         """Return the membership as soon as it is newer than `epoch`, or as it is after `wait_s`."""
         async with self._starting:
             if self._directory is None:
-                directory = Directory(
-                    self._settings.runtime.hosts_per_node,
-                    RayHosts(self._app_path, self._settings),
-                    RayLedger(),
-                    self._settings.runtime.health_interval_s,
-                )
+                hosts = RayHosts(self._app_path, self._settings)
+                directory = Directory(hosts, RayLedger(), self._settings.runtime.health_interval_s)
                 await directory.start()
                 self._directory = directory
         return await self._directory.watch(epoch, wait_s)

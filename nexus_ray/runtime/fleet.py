@@ -14,16 +14,14 @@ from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.goals.goal import Goal, GoalRecord
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.directory_actor import DirectoryActor
+from nexus_ray.runtime.follow import follow_membership, watch_membership
 from nexus_ray.runtime.ledger_actor import LedgerActor
 from nexus_ray.runtime.names import DIRECTORY, LEDGER, NAMESPACE
 from nexus_ray.runtime.placement import Membership, Placement
-from nexus_ray.runtime.ray_errors import translate
 
 log = get_logger("runtime.fleet")
 
 _CALLS_MAX = 10_000
-_WATCH_S = 30.0
-_ASK_AGAIN_S = 0.5
 
 
 def ensure_control_plane(app_path: str, settings: Settings) -> tuple[Any, Any]:
@@ -96,33 +94,17 @@ class RayFleet:
             return await getattr(actor, method).remote(*arguments)
 
     async def _follow(self) -> None:
-        if self._task is None or self._task.done():
-            try:
-                await self._take(await self._watch(0))
-            except NexusError as error:
-                log.warning("fleet.no_directory", error=str(error))
-                return
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="follow membership")
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._take(await self._watch(self._placement.membership.epoch))
-            except NexusError as error:
-                log.warning("fleet.no_directory", error=str(error))
-                await asyncio.sleep(_ASK_AGAIN_S)
-
-    async def _watch(self, epoch: int) -> Membership:
+        if self._task is not None and not self._task.done():
+            return
         try:
-            directory = ray.get_actor(DIRECTORY, namespace=NAMESPACE)
-            membership: Membership = await directory.watch.remote(epoch, _WATCH_S)
-            return membership
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            raise translate(error, "the directory") from None
+            self._take(await watch_membership(0))
+        except NexusError as error:
+            log.warning("fleet.no_directory", error=str(error))
+            return
+        following = follow_membership(self._take, self._placement.membership.epoch)
+        self._task = asyncio.get_running_loop().create_task(following, name="follow membership")
 
-    async def _take(self, membership: Membership) -> None:
+    def _take(self, membership: Membership) -> None:
         if membership.epoch <= self._placement.membership.epoch:
             return
         actors = {}

@@ -15,11 +15,12 @@ from nexus_ray.config import Settings
 from nexus_ray.goals.goal import Goal
 from nexus_ray.runtime.boot import configure_process, node_name
 from nexus_ray.runtime.direct import DirectDoor
+from nexus_ray.runtime.follow import follow_membership
 from nexus_ray.runtime.isolation import RayIsolation
 from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.names import NAMESPACE
 from nexus_ray.runtime.parcels import Item
-from nexus_ray.runtime.placement import Member, Membership
+from nexus_ray.runtime.placement import Member
 from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.ray_errors import translate
 
@@ -57,21 +58,22 @@ class AgentHost:
             isolation=RayIsolation(app_path, settings),
         )
         self._door = DirectDoor(self._process, settings)
-        self._pulse: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> Member:
-        """Begin to work; return this host's entry for the membership."""
-        self._process.start()
-        self._pulse = asyncio.get_running_loop().create_task(self._until_fenced(), name="until fenced")
-        return Member(host=self._process.host, node=node_name(), address="")
+        """Begin to work, unless it has begun already; return this host's entry for the membership."""
+        if not self._tasks:
+            self._process.start()
+            loop = asyncio.get_running_loop()
+            self._tasks = [
+                loop.create_task(self._until_fenced(), name="until fenced"),
+                loop.create_task(follow_membership(self._process.set_membership), name="follow membership"),
+            ]
+        return Member(self._process.host, node_name(), ray.get_runtime_context().get_node_id())
 
     async def ping(self) -> int:
         """Show that the event loop turns; return the epoch gone by."""
         return self._process.post.membership.epoch
-
-    async def set_membership(self, membership: Membership) -> None:
-        """Go by a newer membership."""
-        self._process.set_membership(membership)
 
     async def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Take a parcel in."""
