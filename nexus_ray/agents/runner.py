@@ -112,7 +112,7 @@ class AgentRunner:
         activation = self._activation(order.agent, spec)
         remaining_s = order.deadline_at - self._clock.now()
         with observe(
-            "task.execute",
+            "agent.interaction",
             traceparent=order.headers.get("traceparent", ""),
             agent_type=spec.type,
             attributes={"agent.id": str(order.agent), "goal.id": order.goal_id, "nexus.host": self._host},

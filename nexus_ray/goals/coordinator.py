@@ -277,7 +277,7 @@ class Coordinator:
             "coordination.execute",
             traceparent=goal.headers.get("traceparent", ""),
             log=True,
-            attributes={"goal.id": goal.id, "coordination.goal_type": goal.type, "nexus.host": self.host},
+            attributes={"coordination.id": goal.id, "coordination.goal_type": goal.type, "nexus.host": self.host},
         ) as operation:
             try:
                 event = await self._answer(held, operation.traceparent)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nexus_ray.core.errors import DeadlineExceededError, PermissionDeniedError, UnauthenticatedError
 from nexus_ray.observe import metrics, traces
+from nexus_ray.observe.exporters import OtlpExport, SpanSink
 from nexus_ray.observe.logs import configure_logs, get_logger
 
 log = get_logger("observe")
@@ -32,31 +33,40 @@ class ObserveSettings(BaseModel):
     """Size of a process's trace file; one older file is kept beside it."""
     logs_to_file: bool = True
     """Log to the state folder rather than to stderr."""
+    otlp_endpoint: str = ""
+    """Traces URL of an OpenTelemetry collector or Jaeger, such as `http://127.0.0.1:4318/v1/traces`; none if empty."""
+    cluster_id: str = "local"
+    """What this cluster is called in spans."""
 
 
 class _Current:
-    """This process's sampler and span file; set once by `configure`, before any traffic."""
+    """This process's sampler and where its spans go; set once by `configure`, before any traffic."""
 
     sampler: traces.RootSampler | None = None
-    spans: traces.SpanFile | None = None
-    component: str = ""
+    sinks: tuple[SpanSink, ...] = ()
+    attributes: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole, never changed
 
 
 def configure(settings: ObserveSettings, component: str, node: str, state_dir: Path | None) -> None:
     """Turn on logs and traces for this process; metrics are always on."""
     folder = state_dir / "logs" if state_dir is not None and settings.logs_to_file else None
     configure_logs(component, node, folder)
-    _Current.component = component
+    _Current.attributes = {
+        "nexus.component": component, "nexus.cluster_id": settings.cluster_id, "nexus.node_id": node,
+    }  # fmt: skip
     _Current.sampler = traces.RootSampler(settings.sampled_roots_per_s, settings.sample_ratio)
+    sinks: list[SpanSink] = []
     if state_dir is not None:
-        path = state_dir / "traces" / f"{component}.jsonl"
-        _Current.spans = traces.SpanFile(path, settings.trace_file_bytes_max)
+        sinks.append(traces.SpanFile(state_dir / "traces" / f"{component}.jsonl", settings.trace_file_bytes_max))
+    if settings.otlp_endpoint:
+        sinks.append(OtlpExport(settings.otlp_endpoint, component, node))
+    _Current.sinks = tuple(sinks)
 
 
 def flush() -> None:
     """Write the spans of this process that are not written yet."""
-    if _Current.spans is not None:
-        _Current.spans.flush()
+    for sink in _Current.sinks:
+        sink.flush()
 
 
 class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it is used
@@ -94,7 +104,7 @@ class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it
             self.traceparent = traces.new_traceparent(keeps)
         else:
             self.traceparent = parent
-        if _Current.spans is not None and traces.is_sampled(self.traceparent):
+        if _Current.sinks and traces.is_sampled(self.traceparent):
             self._span_id = traces.new_span_id()
             self.traceparent = traces.child_of(self.traceparent, self._span_id)
             self._started_at = time.time()
@@ -122,8 +132,10 @@ class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it
                 "nexus_errors_total", error_type=type(error).__name__ if error else "Failure",
                 component=self.name.partition(".")[0], severity="error",
             )  # fmt: skip
-        if self._span_id and _Current.spans is not None:
-            _Current.spans.add(self._span(duration_s))
+        if self._span_id:
+            span = self._span(duration_s)
+            for sink in _Current.sinks:
+                sink.add(span)
         if self._log or result == "error":
             log.info(
                 self.name, result=result, duration_s=round(duration_s, 6),
@@ -133,7 +145,7 @@ class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it
             )  # fmt: skip
 
     def _span(self, duration_s: float) -> traces.SpanRecord:
-        attributes = {"nexus.component": _Current.component, "result": self.result, **self._attributes}
+        attributes = {**_Current.attributes, "result": self.result, **self._attributes}
         if self._agent_type:
             attributes["agent.type"] = self._agent_type
         return traces.SpanRecord(

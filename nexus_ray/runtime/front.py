@@ -144,7 +144,9 @@ class FrontDoor:
             UnavailableError: The ledger cannot write now.
         """
         self._authorizer.authorize(session, "goal:submit", request.type)
-        with observe("goal.submit", traceparent=traceparent, attributes={"goal.type": request.type}) as operation:
+        with observe(
+            "goal.submit", traceparent=traceparent, log=True, attributes={"goal.type": request.type}
+        ) as operation:
             now = self._clock.now()
             goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
             operation.set({"goal.id": goal.id})

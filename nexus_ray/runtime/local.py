@@ -60,6 +60,8 @@ def set_environment(settings: Settings) -> None:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(folder / "ray_token"),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # What goes to stderr is for the person who typed `nexus up`; Serve's lines are in Ray's session folder.
+            "RAY_SERVE_LOG_TO_STDERR": "0",
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "nexus_ray.api.ingress:edge",
             # The head would keep a record of every process that ever died.
             "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
