@@ -41,7 +41,7 @@ def fleet(folder: Path, *, has_front_door: bool = False) -> Iterator[Fleet]:
     from nexus_ray.runtime.state import prepare_state, write_operator_token
 
     os.umask(0o077)
-    runtime = {"http_port": free_port(), "dashboard": False}
+    runtime = {"http_port": free_port(), "dashboard": False, "dashboard_port": free_port()}
     settings = load(state_dir=folder, runtime=runtime)
     prepare_state(settings)
     write_operator_token(settings)

@@ -1,12 +1,11 @@
 """The same work on Ray alone: one actor per agent, and one host actor that takes a whole goal in one call.
 
 In memory and open to everybody on the cluster: no record, no identity, no traces. That is the comparison.
+Ray is imported where it is used: it reads its environment when it is imported, and the fleet sets that.
 """
 
 import asyncio
 from typing import Any
-
-import ray
 
 
 class CounterActor:
@@ -36,6 +35,8 @@ class HostActor:
 
 def spawn_counters(count: int) -> list[Any]:
     """Return actors that have answered once."""
+    import ray
+
     actors = [ray.remote(CounterActor).options(num_cpus=0, max_concurrency=1000).remote() for _ in range(count)]
     ray.get([actor.handle.remote({"text": ""}) for actor in actors], timeout=150.0)
     return actors
@@ -43,6 +44,8 @@ def spawn_counters(count: int) -> list[Any]:
 
 def spawn_host() -> Any:
     """Return a host actor that has answered once."""
+    import ray
+
     host = ray.remote(HostActor).options(num_cpus=0, max_concurrency=1000).remote()
     ray.get(host.handle_all.remote([("0", {"text": ""})]), timeout=60.0)
     return host
