@@ -5,6 +5,7 @@ Law: no logic here; a replica builds the FastAPI app over a `FrontDoor` and noth
 """
 
 import contextlib
+import logging
 from typing import Any
 
 import ray
@@ -79,6 +80,7 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
 def open_front_door(app_path: str, settings: Settings) -> str:
     """Start Serve with the app's gateway; return the URL."""
     runtime = settings.runtime
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     tls = {"ssl_certfile": str(runtime.tls_cert), "ssl_keyfile": str(runtime.tls_key)} if runtime.tls_cert else {}
     serve.start(http_options={"host": runtime.http_host, "port": runtime.http_port, **tls})
     serve.run(application(app_path, settings), name="nexus", route_prefix="/")

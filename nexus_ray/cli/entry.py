@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nexus_ray.cli import demo, doctor, fleet, goal, token
+from nexus_ray.cli import demo, doctor, env, fleet, goal, token
 from nexus_ray.cli.exits import Verbs
 from nexus_ray.cli.show import print_json
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(fleet.up)
 app.command()(fleet.down)
 app.command()(fleet.status)
+app.command()(env.env)
 app.command()(demo.demo)
 app.add_typer(goal.verbs, name="goal")
 app.add_typer(fleet.agent_verbs, name="agent")

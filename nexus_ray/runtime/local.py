@@ -49,32 +49,39 @@ def check_listen(settings: Settings) -> None:
                 ) from None
 
 
-def set_environment(settings: Settings) -> None:
-    """Set what Ray and its workers read from the environment; must come before ray is imported."""
-    folder = settings.state_dir
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """Return what Ray and its workers read from the environment: loopback only, tokens on, and where Nexus's state is.
+
+    Ray's own commands (`ray start`, `ray job submit`, `serve deploy`) need the same; `nexus env` prints it for them.
+    """
+    folder = settings.state_dir.absolute()
     paths = [os.getcwd(), *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
-    os.environ.update(
-        {
-            # Ray binds every port to all interfaces unless told that this is a desktop machine.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(folder / "ray_token"),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # What goes to stderr is for the person who typed `nexus up`; Serve's lines are in Ray's session folder.
-            "RAY_SERVE_LOG_TO_STDERR": "0",
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "nexus_ray.api.ingress:edge",
-            # The head would keep a record of every process that ever died.
-            "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
-            "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
-            "NEXUS_STATE_DIR": str(folder),
-            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-            # `ray` and `nexus` in a submitted job are the ones of this environment.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        }
-    )
+    binaries = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
+    return {
+        # Ray binds every port to all interfaces unless told that this is a desktop machine.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "ray_token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # What goes to stderr is for the person who typed `nexus up`; Serve's lines are in Ray's session folder.
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "nexus_ray.api.ingress:edge",
+        # The head would keep a record of every process that ever died.
+        "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+        "NEXUS_STATE_DIR": str(folder),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        # `ray` and `nexus` in a submitted job are the ones of this environment.
+        "PATH": os.pathsep.join(dict.fromkeys(binaries)),
+    }
+
+
+def set_environment(settings: Settings) -> None:
+    """Set `ray_environment` for this process and those it starts; must come before ray is imported."""
+    os.environ.update(ray_environment(settings))
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.pop("RAY_ADDRESS", None)
-    for leftover in (folder / "metrics").glob("*.db"):
+    for leftover in (settings.state_dir / "metrics").glob("*.db"):
         leftover.unlink()
 
 
