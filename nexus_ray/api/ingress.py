@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nexus_ray.api.app import build_app
+from nexus_ray.api.sockets import close_replica_port
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import SystemClock
@@ -47,6 +48,7 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
     load_app(app_path)
 
     def asgi() -> ASGIApp:
+        close_replica_port()
         prepare_state(settings)
         configure_process(settings, "gateway")
         if ray.is_initialized():

@@ -46,7 +46,12 @@ class OtlpExport:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         self._resource = Resource.create(
-            {"service.name": "nexus", "service.version": version("nexus-ray"), "service.instance.id": component, "host.name": node}
+            {
+                "service.name": "nexus",
+                "service.version": version("nexus-ray"),
+                "service.instance.id": component,
+                "host.name": node,
+            }
         )
         self._processor = BatchSpanProcessor(
             OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S),
