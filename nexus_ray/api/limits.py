@@ -1,22 +1,27 @@
 """Limits at the edge, as one ASGI middleware: body size, requests in flight, security headers, and counting.
 
-Law: a refusal is cheaper than an answer, and says when to come back.
+Law: a refusal is cheaper than an answer, and says when to come back. Nothing leaves without the security headers,
+the answer to what nobody foresaw included.
 """
 
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nexus_ray.api.problems import problem
+from nexus_ray.api.problems import problem, unforeseen
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.observe import metrics
 
-_HEADERS = [
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-]
+SECURITY_HEADERS = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+_HEADERS = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+_OURS = frozenset(name for name, _ in _HEADERS)
+_LENGTH_DIGITS_MAX = 15  # A petabyte; and `int` refuses texts of thousands of digits with another error.
 
 
 class _TooLargeError(Exception):
@@ -37,49 +42,65 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500
-        read = 0
+        status = 0
 
         async def counted_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *_HEADERS]
+                kept = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
+                message["headers"] = [*kept, *_HEADERS]
             await send(message)
+
+        try:
+            await self._serve(scope, receive, counted_send)
+        except ClientDisconnect:
+            pass  # Nobody is left to answer.
+        except Exception as error:
+            if status:
+                raise  # The answer has begun: all that is left is to break off, which the caller sees.
+            await unforeseen(error)(scope, receive, counted_send)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "OTHER"
+            metrics.count("nexus_http_requests_total", route=route, method=method, status=status or 500)
+            metrics.record(
+                "nexus_http_request_duration_seconds", time.perf_counter() - started, route=route, method=method
+            )
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._settings.body_bytes_max
+        read = 0
 
         async def counted_receive() -> Message:
             nonlocal read
             message = await receive()
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
-                if read > self._settings.body_bytes_max:
+                if read > limit:
                     raise _TooLargeError
             return message
 
+        if self._in_flight >= self._settings.requests_in_flight_max:
+            busy = problem(503, "Not available now", "too many requests at one time", "unavailable")
+            await busy(scope, receive, send)
+            return
+        if _is_longer(dict(scope["headers"]).get(b"content-length", b"0"), limit):
+            await _too_large(scope, receive, send, limit)
+            return
+        self._in_flight += 1
         try:
-            length = dict(scope["headers"]).get(b"content-length", b"0")
-            if self._in_flight >= self._settings.requests_in_flight_max:
-                busy = problem(503, "Not available now", "too many requests at one time", "unavailable")
-                await busy(scope, receive, counted_send)
-            elif not length.isdigit() or int(length) > self._settings.body_bytes_max:
-                await self._too_large(scope, receive, counted_send)
-            else:
-                self._in_flight += 1
-                try:
-                    await self._app(scope, counted_receive, counted_send)
-                except _TooLargeError:
-                    await self._too_large(scope, receive, counted_send)
-                finally:
-                    self._in_flight -= 1
+            await self._app(scope, counted_receive, send)
+        except _TooLargeError:
+            await _too_large(scope, receive, send, limit)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "OTHER"
-            metrics.count("nexus_http_requests_total", route=route, method=method, status=status)
-            metrics.record(
-                "nexus_http_request_duration_seconds", time.perf_counter() - started, route=route, method=method
-            )
+            self._in_flight -= 1
 
-    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = self._settings.body_bytes_max
-        detail = f"a body has at most {limit} bytes; put more into a store, and its address into the payload"
-        await problem(413, "Too large", detail, "invalid_argument")(scope, receive, send)
+
+def _is_longer(length: bytes, limit: int) -> bool:
+    return not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX or int(length) > limit
+
+
+async def _too_large(scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    detail = f"a body has at most {limit} bytes; put more into a store, and its address into the payload"
+    await problem(413, "Too large", detail, "invalid_argument")(scope, receive, send)

@@ -16,7 +16,8 @@ from nexus_ray.observe.logs import get_logger
 
 log = get_logger("api.problems")
 
-_STATUS = {
+MEDIA_TYPE = "application/problem+json"
+STATUSES = {
     "invalid_argument": (422, "The request does not fit"),
     "unauthenticated": (401, "Authentication failed"),
     "permission_denied": (403, "Not allowed"),
@@ -28,8 +29,22 @@ _STATUS = {
     "unavailable": (503, "Not available now"),
     "deadline_exceeded": (504, "Too late"),
 }
-_BY_STATUS = {400: "invalid_argument", 404: "not_found", 405: "invalid_argument", 413: "invalid_argument",
-              415: "invalid_argument"}  # fmt: skip
+"""What each code of an error is at the edge; any other code is a 500."""
+
+TITLES = {
+    400: "Not JSON",
+    405: "No such method here",
+    413: "Too large",
+    415: "Not a media type for this",
+    500: "Internal error",
+}
+_INTERNAL = "something went wrong here; the log says what"
+FIELDS_MAX = 20  # More would only bury the first one.
+
+
+def status_of(code: str) -> int:
+    """Return the HTTP status of an error's code."""
+    return STATUSES.get(code, (500, ""))[0]
 
 
 def problem(status: int, title: str, detail: str, code: str, **members: Any) -> Response:
@@ -41,21 +56,27 @@ def problem(status: int, title: str, detail: str, code: str, **members: Any) -> 
         headers["Retry-After"] = str(max(1, round(float(retry_after_s))))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(orjson.dumps({**body, **members}), status, headers, media_type="application/problem+json")
+    return Response(orjson.dumps({**body, **members}), status, headers, media_type=MEDIA_TYPE)
 
 
 def of_error(error: NexusError) -> Response:
     """Return the problem document of an error."""
-    status, title = _STATUS.get(error.code, (500, "Internal error"))
+    status, title = STATUSES.get(error.code, (500, ""))
     if status == 500:
         log.error("api.failed", code=error.code, error=error.message)
-        return problem(500, title, "something went wrong here; the log says what", error.code)
+        return problem(500, TITLES[500], _INTERNAL, error.code)
     members: dict[str, Any] = {}
     if "problems" in error.details:
         members["errors"] = error.details["problems"]
     if "retry_after_s" in error.details:
         members["retry_after_s"] = error.details["retry_after_s"]
     return problem(status, title, error.message, error.code, **members)
+
+
+def unforeseen(error: Exception) -> Response:
+    """Return the bare 500 for what nobody foresaw; the log has the rest."""
+    log.error("api.unforeseen", error_type=type(error).__name__, exc_info=error)
+    return problem(500, TITLES[500], _INTERNAL, "internal")
 
 
 def install(app: FastAPI) -> None:
@@ -67,18 +88,19 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
-        code = _BY_STATUS.get(error.status_code, "internal")
-        return problem(error.status_code, str(error.detail), str(error.detail), code)
+        status = error.status_code
+        code = "not_found" if status == 404 else "invalid_argument" if status < 500 else "internal"
+        title = TITLES.get(status) or STATUSES["not_found"][1]
+        answer = problem(status, title, str(error.detail), code)
+        answer.headers.update(error.headers or {})  # `Allow`, where a method is refused.
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_: Request, error: RequestValidationError) -> Response:
         errors = [
-            {"field": ".".join(str(part) for part in one["loc"]), "problem": one["msg"]} for one in error.errors()[:20]
+            {"field": ".".join(str(part) for part in one["loc"]), "problem": one["msg"]}
+            for one in error.errors()[:FIELDS_MAX]
         ]
         detail = f"{errors[0]['field']}: {errors[0]['problem']}"
-        return problem(422, "The request does not fit", detail, "invalid_argument", errors=errors)
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> Response:
-        log.error("api.unforeseen", error_type=type(error).__name__, exc_info=error)
-        return problem(500, "Internal error", "something went wrong here; the log says what", "internal")
+        status, title = STATUSES["invalid_argument"]
+        return problem(status, title, detail, "invalid_argument", errors=errors)

@@ -5,6 +5,7 @@ Everything refuses unless it is allowed. It knows neither HTTP nor Ray.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
+    NexusError,
     NotFoundError,
-    UnavailableError,
 )
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
@@ -273,12 +274,11 @@ class FrontDoor:
     async def ready(self) -> dict[str, bool]:
         """Tell of each part whether it answers: hosts, ledger, keys."""
         parts = {"keys": self._authenticator.is_ready, "ledger": False, "hosts": False}
-        try:
+        with contextlib.suppress(NexusError):
             await self._ledger.goals(GoalQuery(limit=1))
             parts["ledger"] = True
+        with contextlib.suppress(NexusError):
             parts["hosts"] = bool(await self._fleet.hosts())
-        except UnavailableError:
-            pass
         return parts
 
     async def _record(self, goal_id: str) -> GoalRecord:

@@ -1,0 +1,156 @@
+"""The front door over a fleet in this process: everything is real but Ray and the socket."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from pydantic import BaseModel
+
+import nexus_ray as nexus
+from nexus_ray.api.app import build_app
+from nexus_ray.config import RuntimeSettings, Settings
+from nexus_ray.core.clock import SystemClock
+from nexus_ray.goals.coordinator import Specs
+from nexus_ray.goals.ledger import Ledger
+from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.runtime.front import FrontDoor
+from nexus_ray.security.authn import Authenticator
+from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
+from nexus_ray.security.keys import KeySet, load_key_set, load_or_create_issuer_key
+from nexus_ray.security.tokens import TokenSettings, issue_token
+from tests.support.in_process import InProcessFleet, in_process_fleet
+
+
+class Order(BaseModel):
+    n: int = 0
+
+
+def make_app() -> nexus.App:
+    app = nexus.App("shop")
+
+    @app.agent
+    class Doubler(nexus.Agent):
+        async def handle(self, payload: Order) -> int:
+            return payload.n * 2
+
+    @app.goal
+    async def double(request: Order, team: nexus.Team) -> int:
+        """Double a number."""
+        return await team.ask("doubler", request)
+
+    @app.goal
+    async def echo(request: Any, team: nexus.Team) -> Any:
+        return request
+
+    @app.goal
+    async def forever(request: Any, team: nexus.Team) -> Any:
+        await asyncio.Event().wait()
+
+    @app.goal
+    async def broken(request: Any, team: nexus.Team) -> Any:
+        raise ValueError("a secret of the inside")
+
+    return app
+
+
+@dataclass
+class Door:
+    """A front door, the fleet behind it, and clients for it."""
+
+    fleet: InProcessFleet
+    front: FrontDoor
+    app: Any
+    folder: Path
+
+    def token(self, *roles: str, name: str = "ada") -> str:
+        key = load_or_create_issuer_key(self.folder)
+        return issue_token(key, TokenSettings(), name, roles, 600.0, time.time())
+
+    def client(self, *roles: str, name: str = "ada") -> httpx2.AsyncClient:
+        headers = {"Authorization": f"Bearer {self.token(*roles, name=name)}"} if roles else {}
+        transport = httpx2.ASGITransport(app=self.app)
+        return httpx2.AsyncClient(transport=transport, base_url="http://fleet", headers=headers)
+
+
+def make_door(
+    fleet: InProcessFleet,
+    folder: Path,
+    *,
+    ledger: Ledger | None = None,
+    runtime: RuntimeSettings | None = None,
+    keys: KeySet | None = None,
+    roles: dict[str, frozenset[str]] | None = None,
+    front_fleet: Any = None,
+) -> Door:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    load_or_create_issuer_key(folder)
+    ensure_role_file(folder)
+    clock = SystemClock()
+    front = FrontDoor(
+        specs=Specs(fleet.app.agents, fleet.app.goals),
+        ledger=ledger or fleet.ledger,
+        fleet=front_fleet or fleet,
+        authenticator=Authenticator(keys or load_key_set(folder), TokenSettings(), clock),
+        authorizer=Authorizer({**load_roles(folder), **(roles or {})}),
+        clock=clock,
+        settings=fleet.settings.goals,
+        trace_folder=folder / "traces",
+    )
+    return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0)), folder)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[InProcessFleet]:
+    async with in_process_fleet(make_app(), ledger=MemoryLedger(), settings=Settings()) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def doors(fleet: InProcessFleet, tmp_path: Path) -> AsyncIterator[Callable[..., Door]]:
+    made: list[Door] = []
+
+    def make(**options: Any) -> Door:
+        made.append(make_door(fleet, tmp_path / "state", **options))
+        return made[-1]
+
+    yield make
+    for door in made:
+        await door.front._feed.close()
+
+
+@pytest.fixture
+def door(doors: Callable[..., Door]) -> Door:
+    return doors()
+
+
+@pytest.fixture
+async def operator(door: Door) -> AsyncIterator[httpx2.AsyncClient]:
+    async with door.client("operator") as client:
+        yield client
+
+
+@pytest.fixture
+async def reader(door: Door) -> AsyncIterator[httpx2.AsyncClient]:
+    async with door.client("reader") as client:
+        yield client
+
+
+async def submit(client: httpx2.AsyncClient, type: str = "double", payload: Any = None, **headers: str) -> Any:
+    body = {"type": type, "payload": {"n": 21} if payload is None else payload}
+    return await client.post("/v1/goals", json=body, headers=headers)
+
+
+def is_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    """Check that an answer is a problem document as RFC 9457 has it, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["type"] == f"urn:nexus:problem:{code}"
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["title"] and body["detail"]
+    return body
