@@ -62,12 +62,14 @@ def check_goals(goals: Sequence[Goal], settings: LedgerSettings) -> int:
     """Refuse goals that no ledger may keep; return their bytes.
 
     Raises:
-        InvalidArgumentError: Too many, an empty or too long id, or a payload over the limit.
+        InvalidArgumentError: Too many, an empty or too long id, text that cannot be stored, or a payload over the limit.
     """
     _check_count(len(goals), settings)
     size_bytes = 0
     for goal in goals:
         _check_id(goal.id, "goal id")
+        for text in (goal.type, goal.principal, goal.idempotency_key, goal.parent):
+            _check_text(text)
         _check_body(goal.payload, settings)
         size_bytes += len(goal.payload)
     return size_bytes
@@ -89,6 +91,8 @@ def check_writes(writes: Sequence[Write], settings: LedgerSettings) -> int:
                 _check_body(body, settings)
                 size_bytes += len(body)
                 if state is not None:
+                    _check_text(state.agent.type)
+                    _check_text(state.agent.key)
                     _check_body(state.body, settings)
                     size_bytes += len(state.body)
             case Note(body=body, kind=kind):
@@ -123,3 +127,18 @@ def _check_body(body: bytes, settings: LedgerSettings) -> None:
 def _check_id(text: str, what: str) -> None:
     if not 0 < len(text) <= _ID_CHARACTERS_MAX:
         raise InvalidArgumentError(f"a {what} has 1 to {_ID_CHARACTERS_MAX} characters", characters=len(text))
+    _check_text(text)
+
+
+def _check_text(text: str) -> None:
+    # NUL ends a text in SQLite's JSON and is refused by PostgreSQL; half a surrogate pair is no Unicode at all.
+    if "\0" in text or not (text.isascii() or _is_unicode(text)):
+        raise InvalidArgumentError("a name in the ledger is Unicode text without NUL")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

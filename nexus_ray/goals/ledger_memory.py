@@ -47,8 +47,8 @@ class MemoryLedger:
 
     async def accept(self, goals: Sequence[Goal], holder: str = "") -> list[Acceptance]:
         """Accept goals; see `Ledger.accept`."""
-        self._check(holder)
         check_goals(goals, self._settings)
+        self._check(holder)
         new: dict[str, Goal] = {}
         keys: dict[tuple[str, str], str] = {}
         answers: list[Acceptance] = []
@@ -78,8 +78,8 @@ class MemoryLedger:
 
     async def append(self, writer: str, writes: Sequence[Write]) -> list[bool]:
         """Carry out writes; see `Ledger.append`."""
-        self._check(writer)
         check_writes(writes, self._settings)
+        self._check(writer)
         answers = [self._carry_out(writer, write) for write in writes]
         self._bell.ring()
         return answers

@@ -33,6 +33,7 @@ from nexus_ray.goals.ledger_schema import (
     translated,
 )
 from nexus_ray.goals.ledger_writer import Accept, Append, Call, Fence, LedgerWriter, NextEpoch
+from nexus_ray.observe import metrics
 
 __all__ = ["LedgerSettings", "SqliteLedger"]
 
@@ -151,7 +152,7 @@ class SqliteLedger:
         try:
             self._writing = open_writer(self._path, settings)
             try:
-                self._writer = LedgerWriter(self._writing, settings, lambda result, writes: None)
+                self._writer = LedgerWriter(self._writing, settings, _count)
                 self._writer.load()
                 self._reading = open_reader(self._path, settings)
             except BaseException:
@@ -227,6 +228,12 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise AlreadyExistsError("another process has this ledger open", path=str(path)) from error
     return descriptor
+
+
+def _count(result: str, writes: int) -> None:
+    metrics.count("nexus_ledger_commits_total", result=result)
+    if writes:
+        metrics.record("nexus_ledger_batch_writes", writes)
 
 
 def _goal(connection: sqlite3.Connection, goal_id: str) -> GoalRecord | None:
