@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from benchmarks import against_ray, report, run
+from benchmarks.sampling import Round, Row, Target, summarise
+
+ROWS = [
+    Row("against-ray", "Nexus over raw Ray, concurrency 8", "x", summarise([10.0, 30.0, 25.0]), Target("at_least", 20)),
+    Row("agents", "1,000 agents idle, each", "KiB", summarise([9.5]), Target("at_most", 8.0)),
+    Row("agents", "1,000 agents activated", "s", summarise([0.25, 0.35])),
+]
+ABOUT: dict[str, Any] = {
+    "at": "2026-01-02T03:04:05+00:00",
+    "quick": False,
+    "duration_s": 200.4,
+    "machine": {
+        "cores": 2, "processor": "P", "memory_mib": 4096, "system": "Linux", "python": "3.11", "ray": "2.60.0",
+        "fsync_ms": 0.1,
+    },
+    "load_average": {"before": [0.1, 0.2, 0.3], "after": [1.0, 0.5, 0.4]},
+}  # fmt: skip
+
+
+def test_the_document_tells_ratios_and_what_was_missed() -> None:
+    content = report.document(ROWS, ABOUT)
+
+    assert content["ratios"] == {"Nexus over raw Ray, concurrency 8": 25.0}
+    assert content["not_reached"] == ["1,000 agents idle, each"]
+    assert content["machine"]["cores"] == 2
+    assert content["rows"][0] == {
+        "section": "against-ray",
+        "name": "Nexus over raw Ray, concurrency 8",
+        "unit": "x",
+        "summary": {"n": 3, "median": 25.0, "p50": 25.0, "p99": 30.0, "min": 10.0, "max": 30.0},
+        "target": {"sense": "at_least", "value": 20},
+        "reached": True,
+    }
+
+
+def test_the_document_is_written_whole(tmp_path: Path) -> None:
+    content = report.document(ROWS, ABOUT)
+
+    report.write_json(tmp_path / "results" / "latest.json", content)
+
+    assert json.loads((tmp_path / "results" / "latest.json").read_text()) == json.loads(json.dumps(content))
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["latest.json"]
+
+
+def test_the_table_shows_every_row_with_its_verdict() -> None:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+
+    console.print(report.table("agents", ROWS))
+    text = console.export_text()
+
+    assert all(row.name in text for row in ROWS)
+    assert "≥ 20, reached" in text
+    assert "≤ 8, not reached" in text
+
+
+def test_figures_take_the_place_of_older_ones_in_the_readme() -> None:
+    readme = f"# Title\n\n{report.BEGIN}\nold figures\n{report.END}\n\nAfter.\n"
+
+    once = report.rewritten(readme, report.markdown(report.document(ROWS, ABOUT)))
+    twice = report.rewritten(once, "new")
+
+    assert "old figures" not in once
+    assert "| 1,000 agents activated | s | 0.3 | 0.35 | 0.25 | 0.35 | 2 |  |" in once
+    assert "Not reached: 1,000 agents idle, each." in once
+    assert twice == f"# Title\n\n{report.BEGIN}\nnew\n{report.END}\n\nAfter.\n"
+
+
+@pytest.mark.parametrize(
+    "readme", ["no marks", report.BEGIN, f"{report.END}\n{report.BEGIN}", f"{report.BEGIN}{report.BEGIN}{report.END}"]
+)
+def test_a_readme_without_a_place_for_figures_is_refused(readme: str) -> None:
+    with pytest.raises(ValueError, match="no place"):
+        report.rewritten(readme, "new")
+
+
+def test_the_readme_here_has_the_place() -> None:
+    assert report.rewritten(run.README.read_text(), "new") != run.README.read_text()
+
+
+@pytest.mark.parametrize("value, expected", [(1234.5, "1,234"), (12.345, "12.3"), (0.0123, "0.0123"), (0.0, "0")])
+def test_figures_have_what_matters(value: float, expected: str) -> None:
+    assert report.figure(value) == expected
+
+
+def test_nexus_is_compared_with_raw_ray_at_every_concurrency() -> None:
+    def rounds(rate: int) -> list[Round]:
+        return [Round(wall_s=1.0, cpu_s=0.5, latencies_s=[0.01] * rate)]
+
+    seen = {
+        (name, concurrency): rounds(rate)
+        for name, rate in ((against_ray.NEXUS, 60), (against_ray.ONE_EACH, 3), (against_ray.GROUPED, 30))
+        for concurrency in against_ray.CONCURRENCIES
+    }
+
+    rows = {row.name: row for row in against_ray.rows(seen)}
+
+    assert rows["Nexus over raw Ray, one actor per agent, concurrency 8"].summary.median == 20.0
+    assert rows["Nexus over raw Ray, one actor per agent, concurrency 8"].reached is True
+    assert rows["Nexus over raw Ray, one grouped call to one host, concurrency 8"].reached is False
+    assert rows["Nexus over raw Ray, one actor per agent, concurrency 64"].target is None
+    assert rows["Nexus, concurrency 1, latency"].summary.median == pytest.approx(10.0)
+
+
+def test_the_runner_knows_its_sections() -> None:
+    options = run.parse(["--quick", "--only", "parts", "--only", "agents"])
+
+    assert options.quick
+    assert options.only == ["parts", "agents"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--only", "nothing"], ["--write-readme", "--quick"], ["--write-readme", "--only", "parts"]]
+)
+def test_the_runner_refuses_what_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        run.parse(arguments)
+
+    assert refusal.value.code == 2
+    assert "error" in capsys.readouterr().err
