@@ -18,7 +18,7 @@ from supply_chain_waterfall import duration, render_waterfall
 
 TABLE_ROWS_MAX = 20  # What fits a screen; the page has them all.
 SEVERITIES = ("high", "medium", "low")
-NAMED_MAX = 5
+NAMED_MAX = 4
 
 _STYLE = (Path(__file__).parent / "supply_chain_page.css").read_text(encoding="utf-8")
 _SCRIPT = """

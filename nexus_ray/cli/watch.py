@@ -5,7 +5,8 @@ Law: progress goes to stderr and the result to stdout, so that a pipe gets the r
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from nexus_ray.runtime.client import GoalHandle
 
 FAILURES_SHOWN_MAX = 5
+_COUNT_EVERY_S = 5.0  # Often enough to see that it goes on, seldom enough for a log.
 
 
 @dataclass(slots=True)
@@ -52,7 +54,8 @@ class Progress:
                         message = body["failure"].get("message", "")
                         return plain(f"failed: {body.get('agent', event.get('step', ''))}: {message}", 300)
             case "note":
-                return plain(f"note: {json.dumps(event.get('body'), ensure_ascii=False)}", 300)
+                note = event.get("body")
+                return plain(note if isinstance(note, str) else json.dumps(note, ensure_ascii=False), 300)
             case "cancel_requested":
                 self.doing = "cancelling"
             case "finished":
@@ -76,7 +79,7 @@ def follow(goal: "GoalHandle") -> Progress:
 @contextmanager
 def _bar(title: str) -> Iterator[Any]:
     if not sys.stderr.isatty():
-        yield lambda progress, line: say(line) if line else None
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -91,6 +94,21 @@ def _bar(title: str) -> Iterator[Any]:
             bars.update(row, completed=progress.done, total=progress.total or None, description=progress.doing)
 
         yield update
+
+
+def _lines() -> Callable[[Progress, str | None], None]:
+    """Return what tells of progress where there is no terminal: what is worth a line, and now and then a count."""
+    told_at = time.monotonic()
+
+    def update(progress: Progress, line: str | None) -> None:
+        nonlocal told_at
+        if line is None and time.monotonic() - told_at >= _COUNT_EVERY_S and progress.done:
+            line = f"{progress.done} of {progress.total} tasks done"
+        if line is not None:
+            told_at = time.monotonic()
+            say(line)
+
+    return update
 
 
 def report(goal: "GoalHandle", as_json: bool) -> str:
