@@ -5,13 +5,14 @@ settings: settings hold paths to them.
 """
 
 import difflib
+import math
 import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from nexus_ray.agents.runner import RunnerSettings
 from nexus_ray.core.errors import InvalidArgumentError
@@ -21,7 +22,12 @@ from nexus_ray.observe.operation import ObserveSettings
 from nexus_ray.security.tokens import TokenSettings
 
 _PREFIX = "NEXUS_"
-_OTHERS = frozenset({"NEXUS_URL", "NEXUS_TOKEN", "NEXUS_CONFIG"})
+OTHER_VARIABLES = {
+    "NEXUS_URL": "Address of the fleet that clients speak to; the one that the state folder names if not set.",
+    "NEXUS_TOKEN": "Token that clients send; the operator's, out of the state folder, if not set.",
+    "NEXUS_CONFIG": "Settings file, TOML; `nexus up --config` comes first.",
+}
+"""Variables that are no settings of a fleet."""
 
 
 class RuntimeSettings(BaseModel):
@@ -29,41 +35,64 @@ class RuntimeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hosts_per_node: int = Field(default_factory=lambda: max(2, min(os.cpu_count() or 2, 16)), ge=1)
+    hosts_per_node: int = Field(
+        default_factory=lambda: max(2, min(os.cpu_count() or 2, 16)),
+        ge=1,
+        json_schema_extra={"default_rule": "one a core, from 2 to 16"},
+    )
     """Agent hosts: one a core, and two at least, so that a killed one is outlived."""
-    ray_cpus: int = Field(default_factory=lambda: os.cpu_count() or 2, ge=1)
-    object_store_bytes: int = 200 * 1024 * 1024
-    """Ray's object store; parcels are small and do not go through it."""
-    health_interval_s: float = 1.0
+    ray_cpus: int = Field(
+        default_factory=lambda: os.cpu_count() or 2, ge=1, json_schema_extra={"default_rule": "the cores there are"}
+    )
+    """Cores that Ray may give to agents with `isolation="process"`; hosts themselves take none."""
+    object_store_bytes: int = Field(default=200 * 1024 * 1024, ge=75 * 1024 * 1024)
+    """Ray's object store; parcels are small and do not go through it. Ray refuses less than 75 MiB."""
+    health_interval_s: float = Field(default=1.0, gt=0)
     """How often a host is pinged; one that died is noticed at once, one that hangs after four of these."""
-    http_host: str = "127.0.0.1"
+    http_host: str = Field(default="127.0.0.1", min_length=1)
+    """Where the front door listens; beyond this machine only with TLS."""
     http_port: int = Field(default=8600, ge=1, le=65535)
+    """Port of the front door; one that nothing well-known uses."""
     dashboard: bool = True
+    """Start Ray's dashboard, on loopback and behind Ray's token; `ray job submit` needs it."""
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
+    """Port of Ray's dashboard; Ray's own default."""
     tls_cert: Path | None = None
+    """Certificate chain of the front door, PEM."""
     tls_key: Path | None = None
-    body_bytes_max: int = 1024 * 1024
+    """Private key of the front door, PEM."""
+    body_bytes_max: int = Field(default=1024 * 1024, ge=1)
     """Largest request body; a larger payload belongs in a store, with its address in the payload."""
-    page_size_max: int = 200
-    wait_s_max: float = 60.0
+    page_size_max: int = Field(default=200, ge=1)
+    """Most goals on a page; a page of large results stays under what a client can hold."""
+    wait_s_max: float = Field(default=60.0, gt=0)
     """Longest time that a request may wait for a goal; proxies cut longer ones."""
-    requests_in_flight_max: int = 256
+    requests_in_flight_max: int = Field(default=256, ge=1)
     """Requests at one time in a gateway; more are refused with 503."""
 
 
 class Settings(BaseSettings):
     """All settings of a fleet."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
-    state_dir: Path = Field(default_factory=lambda: Path.home() / ".nexus")
-    """Where keys, ledger, traces and logs are kept."""
+    state_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".nexus", json_schema_extra={"default_rule": "~/.nexus"}
+    )
+    """Where keys, ledger, traces and logs are kept. Not in a settings file: clients look in the environment only."""
     observe: ObserveSettings = ObserveSettings()
     ledger: LedgerSettings = LedgerSettings()
     tokens: TokenSettings = TokenSettings()
     agents: RunnerSettings = RunnerSettings()
     goals: CoordinatorSettings = CoordinatorSettings()
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+
+    @field_validator("state_dir")
+    @classmethod
+    def _in_full(cls, path: Path) -> Path:
+        return path.expanduser().absolute()  # Ray's processes stand in other folders.
 
 
 def load(config_file: Path | None = None, **overrides: Any) -> Settings:
@@ -78,16 +107,31 @@ def load(config_file: Path | None = None, **overrides: Any) -> Settings:
         from_file = tomllib.loads(path.read_text()) if path is not None else {}
     except OSError as error:
         raise InvalidArgumentError(f"the settings file {path} cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"the settings file {path} is not TOML: {error}") from None
+    if "state_dir" in from_file:
+        raise InvalidArgumentError(f"{path}: state_dir is set by NEXUS_STATE_DIR, where clients look for it too")
     try:
         from_environment = Settings().model_dump(exclude_unset=True)
         merged = _merge(_merge(from_file, from_environment), overrides)
-        return Settings.model_validate(merged)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise InvalidArgumentError(f"setting {name}: {first['msg']}") from None
+    except SettingsError as error:
+        raise InvalidArgumentError(f"the environment: {error}") from None
+    _check_numbers(settings.model_dump(), "")
+    return settings
+
+
+def _check_numbers(values: dict[str, Any], prefix: str) -> None:
+    """Refuse what no setting can mean: lengths, counts and ratios are numbers from zero on."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise InvalidArgumentError(f"setting {prefix}{name}: {value} is not a number from zero on")
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +143,7 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_environment() -> None:
-    known = set(_OTHERS)
+    known = set(OTHER_VARIABLES)
     for name, field in Settings.model_fields.items():
         known.add(f"{_PREFIX}{name}".upper())
         section = field.annotation

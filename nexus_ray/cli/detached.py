@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
+from nexus_ray.cli.exits import ExitCode
+from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from nexus_ray.runtime.fleet_file import FleetFile, is_running, read_fleet_file
 
 UP_S_MAX = 180.0  # Ray's first start on a slow, cold disk takes over a minute.
@@ -54,6 +55,7 @@ def start(
     """Start `nexus up ARGUMENTS` in the background; return when it answers.
 
     Raises:
+        InvalidArgumentError: The app, the settings or the place are wrong; the message says what.
         UnavailableError: It did not come up; the message holds the last line of its log.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,7 +84,9 @@ def _until_up(
     while time.monotonic() < ends_at:
         if process.poll() is not None:
             reason = last_line(log).removeprefix("error: ") or f"its process ended with {process.returncode}"
-            raise UnavailableError(f"the fleet did not come up: {reason} (log: {log})")
+            told = f"the fleet did not come up: {reason} (log: {log})"
+            # What it said of its own input holds for ours: these arguments came from here.
+            raise InvalidArgumentError(told) if process.returncode == ExitCode.WRONG_INPUT else UnavailableError(told)
         line = last_line(log)
         if line and line != told:
             told = line

@@ -1,8 +1,10 @@
 """`nexus up`, `down`, `status` and `agent list`: a fleet on this machine, and what it is doing."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,7 @@ def up(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file, TOML.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start a fleet on this machine, secured; Ctrl-C or `nexus down` stops it."""
     from nexus_ray.cli.detached import running_fleet, start
@@ -42,7 +45,7 @@ def up(
     if not detach:
         from nexus_ray.api.up import serve_forever
 
-        serve_forever(app, settings, say, lambda fields: _tell_up(fields["app"], fields["url"], "Ctrl-C"))
+        serve_forever(app, settings, say, lambda fields: _tell_up(fields, "Ctrl-C", as_json))
         say("the fleet is down")
         return
     flags = {"--host": host, "--port": port, "--tls-cert": tls_cert, "--tls-key": tls_key, "--config": config}
@@ -52,7 +55,7 @@ def up(
             arguments += [flag, str(value)]
     with spinner("starting") as progress:
         fleet = start(settings.state_dir, arguments, progress)
-    _tell_up(fleet.app, fleet.url, "nexus down")
+    _tell_up(asdict(fleet), "nexus down", as_json)
 
 
 def up_settings(
@@ -73,14 +76,17 @@ def up_settings(
     return load(config, runtime={name: value for name, value in given.items() if value is not None})
 
 
-def down() -> None:
+def down(as_json: AsJson = False) -> None:
     """Stop the fleet; accepted goals are on disk and go on at the next start."""
     from nexus_ray.cli.detached import stop
     from nexus_ray.runtime.fleet_file import state_folder
 
     with spinner("stopping"):
         fleet = stop(state_folder())
-    say(f"{fleet.app} is down")
+    if as_json:
+        print_json({**asdict(fleet), "down": True})
+    else:
+        say(f"{fleet.app} is down")
 
 
 def status(as_json: AsJson = False) -> None:
@@ -132,8 +138,6 @@ def list_agents(as_json: AsJson = False) -> None:
 @contextmanager
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Show that something is under way; the yielded function changes the text. Plain lines without a terminal."""
-    import sys
-
     if not sys.stderr.isatty():
         yield say
         return
@@ -144,8 +148,12 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: shown.update(escape(line))
 
 
-def _tell_up(app: str, url: str, ended_by: str) -> None:
-    say(f"{app} is up at {url}")
+def _tell_up(fleet: dict[str, Any], ended_by: str, as_json: bool) -> None:
+    if as_json:
+        print_json(fleet)
+        sys.stdout.flush()  # The process goes on, and whoever reads this wants to begin.
+        return
+    say(f"{fleet['app']} is up at {fleet['url']}")
     say(f"submit with `nexus goal submit TYPE`, look with `nexus status`, stop with {ended_by}")
 
 

@@ -106,12 +106,16 @@ def list_goals(
 
 
 @verbs.command()
-def cancel(id: GoalId) -> None:
+def cancel(id: GoalId, as_json: AsJson = False) -> None:
     """Ask for a goal to be cancelled."""
     from nexus_ray.runtime.client import connect
 
     with connect() as fleet:
-        fleet.goal(id).cancel()
+        goal = fleet.goal(id)
+        goal.cancel()
+        if as_json:
+            print_json(goal.record)
+            return
     say(f"cancelling {id}")
 
 

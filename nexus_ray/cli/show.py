@@ -26,8 +26,11 @@ def plain(text: Any, limit: int = _SHOWN_CHARACTERS_MAX) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Print a value as JSON on stdout, with everything escaped that a terminal would obey."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # JSON itself asks only for the first 32 to be escaped; terminals obey some of the others too.
+    shown = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.write(shown + "\n")
 
 
 def print_rich(*items: Any, is_wrapped: bool = True) -> None:

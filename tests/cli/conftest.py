@@ -39,6 +39,7 @@ class Fleet:
         self.url = url
         self.scripts: dict[str, list[Answer | None]] = {}
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.held = threading.Event()  # What is answered with a header `Hold` stays open until this is set.
 
     def on(self, route: str, *answers: Answer | None) -> None:
         self.scripts[route] = list(answers)
@@ -70,6 +71,9 @@ def fleet() -> Iterator[Fleet]:
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+            if "Hold" in headers:
+                self.wfile.flush()
+                found.held.wait(30)
 
         do_GET = do_POST = answer
 
@@ -82,6 +86,7 @@ def fleet() -> Iterator[Fleet]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
     thread.start()
     yield found
+    found.held.set()
     server.shutdown()
     thread.join()
     server.server_close()

@@ -1,0 +1,102 @@
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus_ray.cli.token import parse_ttl_s
+from nexus_ray.core.clock import SystemClock
+from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.security.authn import Authenticator
+from nexus_ray.security.authz import Authorizer
+from nexus_ray.security.tokens import TokenSettings
+from tests.cli.support import nexus, printed
+
+
+def session_of(state: Path, token: str) -> Any:
+    return Authenticator.from_folder(state, TokenSettings(), SystemClock()).authenticate(token)
+
+
+def test_a_token_opens_what_its_role_grants_for_as_long_as_it_says(state: Path) -> None:
+    result = nexus("token", "create", "--role", "reader", "--ttl", "30m", "--name", "ada@example.org")
+
+    session = session_of(state, result.stdout.strip())
+
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 1
+    assert (session.principal, session.roles) == ("ada@example.org", ("reader",))
+    assert abs(session.expires_at - time.time() - 1800) < 60
+    Authorizer.from_folder(state).authorize(session, "goal:read")
+
+
+def test_a_token_is_told_to_scripts_with_what_it_grants(state: Path) -> None:
+    told = printed(nexus("token", "create", "--role", "reader", "--role", "operator", "--role", "reader", "--json"))
+
+    assert (told["principal"], told["roles"]) == ("local-user", ["reader", "operator"])
+    assert session_of(state, told["token"]).roles == ("reader", "operator")
+    assert abs(told["expires_at"] - time.time() - 3600) < 60
+
+
+def test_keys_and_roles_are_nobody_elses_to_read_whatever_the_umask(state: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert nexus("token", "create", "--role", "reader").exit_code == 0
+    finally:
+        os.umask(before)
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in state.iterdir()}
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert (modes["issuer.key"], modes["roles.toml"]) == (0o600, 0o600)
+
+
+def test_a_key_that_others_can_read_is_not_used(state: Path) -> None:
+    nexus("token", "create", "--role", "reader")
+    (state / "issuer.key").chmod(0o644)
+
+    result = nexus("token", "create", "--role", "reader")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "chmod 600" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--role", "root"), "there is no role 'root'; roles.toml has operator, reader"),
+        (("--role", "reader", "--ttl", "31d"), "30 days at most"),
+        (("--role", "reader", "--ttl", "soon"), "write 90s, 30m, 1h or 7d"),
+        (("--role", "reader", "--ttl", "0s"), "not a length of time"),
+        (("--role", "reader", "--name", "a b"), "not a name for a token"),
+        (("--role", "reader", "--name", ""), "not a name for a token"),
+        ((), "--role"),
+    ],
+)
+def test_what_makes_no_token_is_refused(arguments: tuple[str, ...], told: str) -> None:
+    result = nexus("token", "create", *arguments)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+
+
+def test_a_role_file_that_is_damaged_makes_no_token(state: Path) -> None:
+    state.mkdir()
+    (state / "roles.toml").write_text("[roles]\nreader = 'goal:read'\n")
+
+    result = nexus("token", "create", "--role", "reader")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "role 'reader'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h", 3600), ("7d", 604_800), (" 1h ", 3600)]
+)
+def test_a_length_of_time_is_a_number_and_a_unit(text: str, seconds: float) -> None:
+    assert parse_ttl_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1", "h", "-1h", "1.5h", "1w", "1h30m", "٣h", "9999999999s", "0d"])
+def test_anything_else_is_not(text: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        parse_ttl_s(text)
