@@ -3,9 +3,6 @@
 Law: a call is decided in full before anything of it is noted, so a refused call leaves no trace and needs no
 savepoint; and nothing is answered before the commit. What the writer remembers between batches (who holds a goal, which
 steps stand, who is fenced) is true because it is the only writer, and is thrown away whenever a commit fails.
-
-It writes many rows with one statement: sqlite3 gives up the interpreter lock at every step of a statement, and to get
-it back from a busy event loop takes up to 5 ms each time.
 """
 
 import sqlite3
@@ -30,6 +27,7 @@ from nexus_ray.goals.goal import (
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_entry import cancel_requested_body, claimed_body
 from nexus_ray.goals.ledger_limits import LedgerSettings
+from nexus_ray.goals.ledger_rows import GOALS, JOURNAL, STANDINGS, STATES
 from nexus_ray.goals.ledger_schema import is_bad_argument, translated
 
 
@@ -74,46 +72,6 @@ class _Standing:
     cancel_by: str
     steps: set[str]
     ended: tuple[int | None, float | None, str | None, str] = (None, None, None, "")
-
-
-class _Rows:
-    """A statement over many rows, in pieces of a few sizes, so that each text is compiled once."""
-
-    _SIZES = (256, 64, 16, 4, 1)  # At 16 columns the largest has 4,096 variables; SQLite takes 32,766.
-
-    def __init__(self, width: int, text: str) -> None:
-        """`text` has `{}` where the rows go."""
-        self._width = width
-        row = f"({', '.join('?' * width)})"
-        self._texts = [(size, text.format(", ".join([row] * size))) for size in self._SIZES]
-
-    def write(self, connection: sqlite3.Connection, values: list[Any]) -> None:
-        """Write rows whose values stand one after the other in `values`."""
-        at = 0
-        for size, text in self._texts:
-            span = size * self._width
-            while len(values) - at >= span:
-                connection.execute(text, values if span == len(values) else values[at : at + span])
-                at += span
-
-
-_JOURNAL = _Rows(6, "INSERT INTO journal(seq, goal_id, kind, at, step_key, body) VALUES {}")
-_GOALS = _Rows(
-    11,
-    "INSERT INTO goals(id, type, principal, parent, accepted_at, deadline_at, headers, idempotency_key, accepted_seq,"
-    " status, host) VALUES {}",
-)
-_STANDINGS = _Rows(
-    8,
-    "UPDATE goals SET status = v.column2, host = v.column3, cancel_by = v.column4, finished_seq = v.column5,"
-    " finished_at = v.column6, failure = v.column7, answered_by = v.column8"
-    " FROM (VALUES {}) AS v WHERE goals.id = v.column1",
-)
-_STATES = _Rows(
-    4,
-    "INSERT INTO agent_states(type, key, version, body) VALUES {}"
-    " ON CONFLICT DO UPDATE SET version = excluded.version, body = excluded.body",
-)
 
 
 class LedgerWriter:
@@ -365,7 +323,7 @@ class LedgerWriter:
         is_over, status, host, cancel_by = row
         steps: set[str] = set()
         if not is_over:
-            # One row, however many steps; see the module on the interpreter lock.
+            # One row, however many steps; see `ledger_rows` on the interpreter lock.
             text = "SELECT json_group_array(step_key) FROM journal WHERE goal_id = ? AND step_key IS NOT NULL"
             steps = set(orjson.loads(self._connection.execute(text, (goal_id,)).fetchone()[0]))
         standing = _Standing(bool(is_over), status, host, cancel_by, steps)
@@ -385,19 +343,19 @@ class LedgerWriter:
         connection = self._connection
         before = connection.total_changes
         if self._journal:
-            _JOURNAL.write(connection, self._journal)
+            JOURNAL.write(connection, self._journal)
         if self._goals:
-            _GOALS.write(connection, self._goals)
+            GOALS.write(connection, self._goals)
         if self._moved:
             moved: list[Any] = []
             for goal_id, at in self._moved.items():
                 moved += (goal_id, at.status, at.host, at.cancel_by, *at.ended)
-            _STANDINGS.write(connection, moved)
+            STANDINGS.write(connection, moved)
         if self._states:
             states: list[Any] = []
             for agent, state in self._states.items():
                 states += (*agent, *state)
-            _STATES.write(connection, states)
+            STATES.write(connection, states)
         self._start_afresh()
         return connection.total_changes != before
 
