@@ -12,8 +12,10 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
-_SECRETS = frozenset({"token", "authorization", "password", "secret", "credential", "cookie", "private_key"})
+_SECRETS = frozenset({"token", "authorization", "password", "secret", "credential", "cookie", "private_key", "api_key"})
+_SECRET_ENDINGS = tuple(f"_{name}" for name in _SECRETS)
 _MASK = "***"
+_DEPTH_MAX = 8  # Deeper values are not looked into, and are masked whole.
 
 
 def get_logger(name: str) -> Any:
@@ -49,11 +51,28 @@ def configure_logs(component: str, node: str, folder: Path | None) -> None:
 
 
 def mask_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace the values of keywords that name a secret."""
-    for key in event:
-        if key.lower() in _SECRETS:
-            event[key] = _MASK
+    """Replace the values of keywords that name a secret, such as `token` or `client_secret`, also within objects."""
+    for key, value in event.items():
+        event[key] = _MASK if _is_secret(key) else _masked(value, _DEPTH_MAX)
     return event
+
+
+def _masked(value: Any, depth: int) -> Any:
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if depth == 0:
+        return _MASK
+    if isinstance(value, dict):
+        return {
+            key: _MASK if isinstance(key, str) and _is_secret(key) else _masked(inner, depth - 1)
+            for key, inner in value.items()
+        }
+    return [_masked(inner, depth - 1) for inner in value]
+
+
+def _is_secret(key: str) -> bool:
+    name = key.lower().replace("-", "_")
+    return name in _SECRETS or name.endswith(_SECRET_ENDINGS)
 
 
 def _dumps(value: Any, **_: Any) -> str:

@@ -1,10 +1,12 @@
 """Authorization: what a session may do, by its roles; the roles stand in a file.
 
-Law: deny by default. An unknown role grants nothing, an unknown action is granted by nothing but its own name or a
-`prefix:*`, and a file that cannot be read is refused at load.
+Law: deny by default. An unknown role grants nothing, an unknown action is granted by nothing, `*` or not, and a file
+that cannot be read is refused at load.
 """
 
+import os
 import re
+import secrets
 import tomllib
 from pathlib import Path
 
@@ -29,16 +31,25 @@ _GRANT = re.compile(r"[a-z_]+:([a-z_]+|\*)\Z")
 def ensure_role_file(folder: Path) -> None:
     """Write the default roles where there is no file yet."""
     path = folder / _FILE
-    if not path.exists():
-        path.write_text(_DEFAULT)
-        path.chmod(0o600)
+    if path.exists():
+        return
+    temporary = folder / f"{_FILE}.{secrets.token_hex(8)}.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(_DEFAULT)
+    try:
+        os.link(temporary, path)  # Whole or not at all, and never over what somebody wrote meanwhile.
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(temporary)
 
 
 def load_roles(folder: Path) -> dict[str, frozenset[str]]:
     """Return what each role grants.
 
     Raises:
-        FailedPreconditionError: There is no file.
+        FailedPreconditionError: There is no file, or it cannot be read.
         InvalidArgumentError: The file is malformed; the message names the role or the line.
     """
     path = folder / _FILE
@@ -46,17 +57,26 @@ def load_roles(folder: Path) -> dict[str, frozenset[str]]:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise FailedPreconditionError(f"there is no role file {path}; `nexus up` makes it") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise FailedPreconditionError(f"the role file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # Not TOML, or not even text.
         raise InvalidArgumentError(f"{path}: {error}") from None
     roles = table.get("roles")
     if not isinstance(roles, dict) or set(table) != {"roles"}:
         raise InvalidArgumentError(f"{path}: one table [roles] is what it holds")
     granted = {}
     for role, grants in roles.items():
+        if not is_role_name(role):
+            raise InvalidArgumentError(f"{path}: {role!r} is not a role: a name without spaces is")
         if not isinstance(grants, list) or not all(isinstance(grant, str) and _GRANT.match(grant) for grant in grants):
             raise InvalidArgumentError(f"{path}: role {role!r} is a list of actions such as 'goal:read' or 'goal:*'")
         granted[role] = frozenset(grants)
     return granted
+
+
+def is_role_name(text: str) -> bool:
+    """Tell whether a role may be called this; roles travel as one text, parted by spaces."""
+    return text.split() == [text]
 
 
 class Authorizer:

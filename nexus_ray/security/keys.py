@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import os
+import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def load_or_create_issuer_key(folder: Path) -> SigningKey:
     text = json.dumps(jwks)
     public = folder / _PUBLIC
     if not public.exists() or public.read_text() != text:
-        temporary = public.with_name(f"{_PUBLIC}.{os.getpid()}.new")
+        temporary = public.with_name(f"{_PUBLIC}.{secrets.token_hex(8)}.new")
         temporary.write_text(text)
         os.replace(temporary, public)
     return key
@@ -100,7 +101,8 @@ def _create(path: Path) -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    temporary = path.with_name(f"{_PRIVATE}.{os.getpid()}.new")
+    # Not named by the process id: in a container that is the same after a crash, and so would be what it left.
+    temporary = path.with_name(f"{_PRIVATE}.{secrets.token_hex(8)}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)

@@ -6,7 +6,6 @@ Sources: RFC 7515, 7519, 8037, 8725.
 
 import base64
 import json
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ from cryptography.exceptions import InvalidSignature
 from pydantic import BaseModel, ConfigDict
 
 from nexus_ray.core.errors import InvalidArgumentError, UnauthenticatedError
+from nexus_ray.security.authz import is_role_name
 from nexus_ray.security.keys import KeySet, SigningKey, base64url
 
 _ALGORITHM = "EdDSA"
 _TYPE = "nexus+jwt"
+_SECONDS_MAX = 2.0**53  # Above it a float skips seconds; the year is 285 million.
 
 
 class TokenSettings(BaseModel):
@@ -56,10 +57,12 @@ def issue_token(
     """Return a signed token.
 
     Raises:
-        InvalidArgumentError: The lifetime is out of range, or the principal is empty.
+        InvalidArgumentError: The lifetime is out of range, or the principal or a role is malformed.
     """
     if not 0 < lifetime_s <= settings.lifetime_max_s:
         raise InvalidArgumentError(f"a token lives more than 0 and at most {settings.lifetime_max_s:g} seconds")
+    if not all(is_role_name(role) for role in roles):
+        raise InvalidArgumentError("a role is a name without spaces")
     if not principal or len(principal) > 200 or not principal.isprintable():
         raise InvalidArgumentError("a principal is 1 to 200 printable characters")
     header = {"alg": _ALGORITHM, "typ": _TYPE, "kid": key.kid}
@@ -126,7 +129,7 @@ def verify_token(token: str, key_set: KeySet, settings: TokenSettings, now: floa
     subject, token_id, roles = claims.get("sub"), claims.get("jti"), claims.get("roles")
     if not (isinstance(subject, str) and subject and isinstance(token_id, str) and token_id):
         raise refused("subject")
-    if not isinstance(roles, list) or not all(isinstance(role, str) and role for role in roles):
+    if not isinstance(roles, list) or not all(isinstance(role, str) and is_role_name(role) for role in roles):
         raise refused("roles")
     return Claims(token_id, subject, settings.issuer, tuple(roles), expires_at)
 
@@ -167,6 +170,7 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 def _seconds(claims: dict[str, Any], name: str) -> float:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    # A bound and not only a check for finiteness: a whole number may be too large for a float at all.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _SECONDS_MAX:
         raise refused(f"claim_{name}")
     return float(value)
