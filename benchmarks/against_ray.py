@@ -34,7 +34,7 @@ def run(folder: Path, is_quick: bool) -> list[Row]:
 
 
 async def _measure(token: str, actors: list[object], host: object, is_quick: bool) -> list[Row]:
-    rounds, seconds = (2, 0.4) if is_quick else (5, 1.3)
+    rounds, seconds = (2, 0.4) if is_quick else (5, 1.0)
     seen: dict[tuple[str, int], list[Round]] = {}
     async with direct(token) as submit:
 

@@ -19,7 +19,7 @@ def run(folder: Path, is_quick: bool) -> list[Row]:
 
 
 async def _measure(up: Fleet, is_quick: bool) -> list[Row]:
-    rounds, seconds = (2, 0.5) if is_quick else (5, 1.5)
+    rounds, seconds = (2, 0.5) if is_quick else (5, 1.0)
     body = orjson.dumps({"type": "fan_out", "payload": {"text": TEXT, "tasks": TASKS}})
     headers = {
         "Authorization": f"Bearer {up.token}", "Content-Type": "application/json", "Prefer": "wait=30",

@@ -71,7 +71,7 @@ def run(folder: Path, is_quick: bool) -> list[Row]:
 
 
 async def _rounds(folder: Path, is_quick: bool) -> list[Row]:
-    rounds, seconds = (2, 0.3) if is_quick else (7, 0.8)
+    rounds, seconds = (2, 0.3) if is_quick else (6, 0.7)
     seen: dict[Variant, list[Round]] = {variant: [] for variant in VARIANTS}
     for number in range(rounds):
         for variant in VARIANTS:
