@@ -112,6 +112,8 @@ class Coordinator:
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_draining = False
+        self._is_closing = False
+        self._accepting: set[str] = set()
         self._swept_up_to = ""
 
     @property
@@ -119,16 +121,19 @@ class Coordinator:
         """How many goals this host runs."""
         return len(self._held)
 
-    def check_room(self) -> None:
-        """Refuse what would be one goal too many.
+    def check_room(self, goals: int = 1) -> None:
+        """Refuse what would be too many goals.
 
         Raises:
-            ResourceExhaustedError: `goals_max` goals are under way.
+            ResourceExhaustedError: More than `goals_max` goals would be under way.
             UnavailableError: The host is draining.
         """
         if self._is_draining:
             raise UnavailableError("the host is draining", host=self.host)
-        if len(self._held) >= self._settings.goals_max:
+        self._check_count(goals)
+
+    def _check_count(self, goals: int) -> None:
+        if len(self._held) + goals > self._settings.goals_max:
             raise ResourceExhaustedError("the host runs as many goals as it may", retry_after_s=1.0)
 
     async def accept_and_run(self, goals: Sequence[Goal]) -> "list[tuple[Acceptance, asyncio.Future[Outcome] | None]]":
@@ -139,21 +144,37 @@ class Coordinator:
             ResourceExhaustedError: The host is full.
             UnavailableError: The ledger does not answer, or the host is draining.
         """
-        self.check_room()
-        acceptances = await self.ledger.accept(goals, self.host)
-        started = []
-        for goal, acceptance in zip(goals, acceptances, strict=True):
-            future = self._launch(goal, is_claimed=True, replays=False) if acceptance.is_new else None
-            started.append((acceptance, future))
-        return started
+        self.check_room(len(goals))
+        return await self._accept(goals)
+
+    async def _accept(self, goals: Sequence[Goal]) -> "list[tuple[Acceptance, asyncio.Future[Outcome] | None]]":
+        # Not to be swept up meanwhile. Where the answer is lost, the sweep finds them as this host's own.
+        self._accepting.update(goal.id for goal in goals)
+        try:
+            acceptances = await self.ledger.accept(goals, self.host)
+            started = []
+            for goal, acceptance in zip(goals, acceptances, strict=True):
+                future = self._launch(goal, is_claimed=True, replays=False) if acceptance.is_new else None
+                started.append((acceptance, future))
+            return started
+        finally:
+            self._accepting.difference_update(goal.id for goal in goals)
 
     async def sub_goal(self, goal: Goal) -> Outcome:
-        """See a goal of a goal to its outcome, here or wherever it is already."""
-        (acceptance, future), *_ = await self.accept_and_run([goal])
-        held = self._held.get(acceptance.goal_id)
-        if future is None and held is not None:
-            future = held.outcome
+        """See a goal of a goal to its outcome, here or wherever it is already.
+
+        A draining host takes it, because it finishes what it has.
+
+        Raises:
+            ResourceExhaustedError: The host is full.
+            UnavailableError: The outcome is not known here; ask again.
+        """
+        self._check_count(1)
         try:
+            ((acceptance, future),) = await self._accept([goal])
+            held = self._held.get(acceptance.goal_id)
+            if future is None and held is not None:
+                future = held.outcome
             if future is not None:
                 return await asyncio.shield(future)
             return await self.wait(acceptance.goal_id, goal.deadline_at)
@@ -185,7 +206,9 @@ class Coordinator:
 
     def launch(self, goal: Goal) -> None:
         """Claim and run a goal that nobody runs, or whose host has died."""
-        if goal.id not in self._held and not self._is_draining and len(self._held) < self._settings.goals_max:
+        if goal.id in self._held or goal.id in self._accepting or self._is_draining:
+            return
+        if len(self._held) < self._settings.goals_max:
             self._launch(goal, is_claimed=False, replays=True)
 
     async def sweep(self, is_mine: Callable[[str], bool], is_alive: Callable[[str], bool]) -> None:
@@ -208,8 +231,9 @@ class Coordinator:
             if record.cancel_requested_by:
                 self.cancel(goal.id, record.cancel_requested_by)
             return
-        is_orphan = not record.host or record.host == self.host or not is_alive(record.host)
-        if is_orphan and is_mine(goal.id):
+        # What this host holds on record it must run, whoever the membership names: nobody else will.
+        is_orphan = not record.host or not is_alive(record.host)
+        if record.host == self.host or (is_orphan and is_mine(goal.id)):
             self.launch(goal)
             if record.cancel_requested_by:
                 self.cancel(goal.id, record.cancel_requested_by)
@@ -224,7 +248,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Stop running, and record nothing about it: another host goes on with what is under way."""
-        self._is_draining = True
+        self._is_draining = self._is_closing = True
         for held in list(self._held.values()):
             if held.timer is not None:
                 held.timer.cancel()
@@ -283,7 +307,7 @@ class Coordinator:
                 event = await self._answer(held, operation.traceparent)
             except asyncio.CancelledError:
                 operation.result = "cancelled"
-                if self._is_draining and not held.machine.is_over and held.goal.id in self._held:
+                if self._is_closing and not held.machine.is_over and held.goal.id in self._held:
                     raise
                 event = Stopped()
             if isinstance(event, Raised):
@@ -320,6 +344,7 @@ class Coordinator:
                 is_kept = await self.stream.write(Finish(held.goal.id, outcome))
             except NexusError:
                 is_kept = False
+        recorded: Outcome | None = outcome
         if is_kept:
             goal = held.goal
             metrics.record(
@@ -327,10 +352,20 @@ class Coordinator:
                 max(0.0, outcome.finished_at - goal.accepted_at), goal_type=goal.type, complexity="goal",
             )  # fmt: skip
             metrics.count("nexus_coordinations_total", coordination_type=goal.type, result=outcome.status.value)
-            if not held.outcome.done():
-                held.outcome.set_result(outcome)
+        else:
+            # Another host's outcome, or this one, whose answer was lost on the way.
+            recorded = await self._recorded(held.goal.id)
+        if recorded is not None and not held.outcome.done():
+            held.outcome.set_result(recorded)
         self._let_go(held)
         await self._runner.forget_goal(held.goal.id)
+
+    async def _recorded(self, goal_id: str) -> Outcome | None:
+        try:
+            record = await self.ledger.goal(goal_id)
+        except NexusError:
+            return None
+        return record.outcome if record is not None else None
 
     def _let_go(self, held: _Held) -> None:
         if self._held.get(held.goal.id) is held:

@@ -62,7 +62,7 @@ def check_goals(goals: Sequence[Goal], settings: LedgerSettings) -> int:
     """Refuse goals that no ledger may keep; return their bytes.
 
     Raises:
-        InvalidArgumentError: Too many, an empty or too long id, text that cannot be stored, or a payload over the limit.
+        InvalidArgumentError: Too many, an empty or too long id, what is not text, or a payload over the limit.
     """
     _check_count(len(goals), settings)
     size_bytes = 0

@@ -1,11 +1,13 @@
 """One run of a goal's function: what its team asks for, answered from the journal or by the fleet."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from nexus_ray.agents.agent import Agent
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
+from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.ids import digest
 from nexus_ray.goals.goal import EntryKind, Goal, Note, Outcome, Step
 from nexus_ray.goals.ledger import Ledger
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from nexus_ray.goals.coordinator import Coordinator
 
 _PAGE_ENTRIES = 5000
+_ASK_AGAIN_FIRST_S = 0.05
+_ASK_AGAIN_CEILING_S = 1.0
 
 
 async def read_steps(ledger: Ledger, goal_id: str) -> dict[str, TaskResult]:
@@ -70,7 +74,7 @@ class GoalRun:
             headers={**self.goal.headers, "traceparent": self.traceparent},
             parent=self.goal.id,
         )
-        outcome = await self._coordinator.sub_goal(child)
+        outcome = await self._outcome(child)
         result = TaskResult(
             step_key=step_key,
             value=outcome.result,
@@ -83,6 +87,18 @@ class GoalRun:
         body = step_body(f"goal:{spec.type}/{child.id}", result)
         self._coordinator.stream.write(Step(self.goal.id, step_key, result.ended_at, body))
         return result
+
+    async def _outcome(self, child: Goal) -> Outcome:
+        delay_s = _ASK_AGAIN_FIRST_S
+        while True:
+            try:
+                return await self._coordinator.sub_goal(child)
+            except UnavailableError:
+                # Accepting is idempotent and the child goes on meanwhile, wherever it is.
+                if child.deadline_at <= self.clock.now() + delay_s:
+                    raise
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, _ASK_AGAIN_CEILING_S)
 
     def note(self, kind: EntryKind, body: bytes) -> None:
         """Tell followers something; a run that replays says it again, which harms nobody."""

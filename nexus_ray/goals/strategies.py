@@ -81,7 +81,7 @@ async def fan_out(
         return await _all(one(position, payload) for position, payload in enumerate(payloads))
     tasks = [asyncio.ensure_future(one(position, payload)) for position, payload in enumerate(payloads)]
     try:
-        await _until_enough(tasks, needed if quorum is not None else len(tasks))
+        await _until_enough(tasks, needed, is_lost_early=quorum is not None)
         good = sum(_is_good(task) for task in tasks)
         if quorum is not None and good < needed:
             raise _no_quorum(needed, len(tasks), tasks)
@@ -249,14 +249,17 @@ async def _all(questions: Any) -> list[Any]:
         await _cancel(tasks)
 
 
-async def _until_enough(tasks: Sequence["asyncio.Future[Any]"], needed: int) -> None:
+async def _until_enough(
+    tasks: Sequence["asyncio.Future[Any]"], needed: int, *, is_lost_early: bool = True
+) -> None:
+    """Return when `needed` are good, or all are done, or, `is_lost_early`, when so many cannot be good any more."""
     waiting: set[asyncio.Future[Any]] = set(tasks)
     good = bad = 0
     while waiting:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         good += sum(_is_good(task) for task in done)
         bad += sum(not _is_good(task) for task in done)
-        if good >= needed or (needed < len(tasks) and bad > len(tasks) - needed):
+        if good >= needed or (is_lost_early and bad > len(tasks) - needed):
             return
 
 

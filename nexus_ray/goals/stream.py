@@ -7,7 +7,6 @@ made again until it can, because every write is idempotent; only fencing ends th
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from nexus_ray.agents.task import AgentState, TaskOrder, TaskResult
 from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
@@ -18,6 +17,8 @@ from nexus_ray.goals.step import step_body
 from nexus_ray.observe.logs import get_logger
 
 log = get_logger("goals.stream")
+
+_Waiting = tuple[Write, "asyncio.Future[bool]"]
 
 _BATCH_WRITES_MAX = 2000  # Above some hundred writes a transaction gains nothing more, and its latency grows.
 _RETRY_FIRST_S = 0.05
@@ -30,9 +31,10 @@ class WriteStream:
     def __init__(self, ledger: Ledger, host: str) -> None:
         self._ledger = ledger
         self._host = host
-        self._waiting: list[tuple[Write, asyncio.Future[bool]]] = []
+        self._waiting: list[_Waiting] = []
         self._has_work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
         self.fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:
@@ -43,8 +45,10 @@ class WriteStream:
         """Have something written; the future tells when it is durable and whether it took effect."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if self.fenced.done():
-            future.set_exception(FencedError("this host was declared dead and may not write", host=self._host))
-            future.exception()  # Marked as looked at: not every writer waits for its write.
+            _fail([(write, future)], FencedError("this host was declared dead and may not write", host=self._host))
+            return future
+        if self._is_closing:
+            _fail([(write, future)], UnavailableError("the host is shutting down", host=self._host))
             return future
         self._waiting.append((write, future))
         self._has_work.set()
@@ -60,42 +64,59 @@ class WriteStream:
         return await self._ledger.agent_state(agent)
 
     async def close(self) -> None:
-        """Write what waits, then stop."""
-        if self._task is None:
-            return
-        while self._waiting and not self._task.done():
-            _, last = self._waiting[-1]
-            ends: list[asyncio.Future[Any]] = [last, self._task]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        """Write what waits, as long as the ledger takes it, then stop; what is not written is told so."""
+        self._is_closing = True
+        self._has_work.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        while True:
-            await self._has_work.wait()
-            batch, self._waiting = self._waiting[:_BATCH_WRITES_MAX], self._waiting[_BATCH_WRITES_MAX:]
-            if not self._waiting:
-                self._has_work.clear()
-            try:
-                results = await self._append([write for write, _ in batch])
-            except asyncio.CancelledError:
-                _fail(batch, UnavailableError("the host is shutting down"))
-                raise
-            except FencedError as error:
-                _fail([*batch, *self._waiting], error)
-                self._waiting = []
-                if not self.fenced.done():
-                    self.fenced.set_result(None)
-                return
-            except NexusError as error:
-                # The ledger will never take this batch: it is broken, not busy. Each write alone, so that one
-                # unwritable record fails itself and not its neighbours.
-                log.error("stream.batch_refused", error=str(error), writes=len(batch))
-                await self._one_by_one(batch)
-                continue
-            for (_, future), took_effect in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(took_effect)
+        batch: list[_Waiting] = []
+        try:
+            while True:
+                await self._has_work.wait()
+                batch, self._waiting = self._waiting[:_BATCH_WRITES_MAX], self._waiting[_BATCH_WRITES_MAX:]
+                if not batch and self._is_closing:
+                    return
+                if not self._waiting and not self._is_closing:
+                    self._has_work.clear()
+                await self._carry_out(batch)
+        except asyncio.CancelledError:
+            _fail([*batch, *self._waiting], UnavailableError("the host is shutting down"))
+            raise
+        except (FencedError, UnavailableError) as error:
+            if isinstance(error, FencedError) and not self.fenced.done():
+                self.fenced.set_result(None)
+            self._is_closing = True
+            _fail([*batch, *self._waiting], error)
+            self._waiting = []
+
+    async def _carry_out(self, batch: "list[_Waiting]") -> None:
+        try:
+            results = await self._append([write for write, _ in batch])
+        except (FencedError, UnavailableError):
+            raise
+        except NexusError as error:
+            # The ledger will never take this batch: it is broken, not busy. Each write alone, so that one
+            # unwritable record fails itself and not its neighbours.
+            log.error("stream.batch_refused", error=str(error), writes=len(batch))
+            for item in batch:
+                await self._carry_out_alone(item)
+            return
+        for (_, future), took_effect in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(took_effect)
+
+    async def _carry_out_alone(self, item: "_Waiting") -> None:
+        try:
+            (took_effect,) = await self._append([item[0]])
+        except (FencedError, UnavailableError):
+            raise
+        except NexusError as error:
+            _fail([item], error)
+        else:
+            if not item[1].done():
+                item[1].set_result(took_effect)
 
     async def _append(self, writes: Sequence[Write]) -> list[bool]:
         delay_s = _RETRY_FIRST_S
@@ -103,22 +124,14 @@ class WriteStream:
             try:
                 return await self._ledger.append(self._host, writes)
             except UnavailableError as error:
+                if self._is_closing:
+                    raise  # Nobody would wait for the ledger's return; whoever follows goes on from what stands.
                 log.warning("stream.ledger_unavailable", error=str(error), writes=len(writes), retry_in_s=delay_s)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _RETRY_CEILING_S)
 
-    async def _one_by_one(self, batch: list[tuple[Write, "asyncio.Future[bool]"]]) -> None:
-        for item in batch:
-            try:
-                (took_effect,) = await self._append([item[0]])
-            except NexusError as error:
-                _fail([item], error)
-            else:
-                if not item[1].done():
-                    item[1].set_result(took_effect)
 
-
-def _fail(batch: list[tuple[Write, "asyncio.Future[bool]"]], error: Exception) -> None:
+def _fail(batch: "Sequence[_Waiting]", error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
