@@ -6,7 +6,7 @@ Law: the state in memory is never ahead of what the last successful task left: a
 import asyncio
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from nexus_ray.agents.agent import Agent, Task
 from nexus_ray.agents.mailbox import Mailbox
@@ -14,7 +14,7 @@ from nexus_ray.agents.ports import IsolatedAgent, Isolation, Recorder
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import AgentState, TaskOrder
 from nexus_ray.core.context import CallContext
-from nexus_ray.core.errors import DeadlineExceededError, NexusError, TaskFailedError, UnavailableError
+from nexus_ray.core.errors import DeadlineExceededError, InvalidArgumentError, TaskFailedError, UnavailableError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.observe.logs import get_logger
 
@@ -23,27 +23,26 @@ log = get_logger("agents.activation")
 _MESSAGE_CHARACTERS_MAX = 500  # An agent's error text ends up in the ledger, in logs and in answers.
 
 
+class Surroundings(NamedTuple):
+    """What all agents of a host share. `body_bytes_max` bounds each result and each state."""
+
+    recorder: Recorder
+    isolation: Isolation | None
+    threads: ThreadPoolExecutor
+    body_bytes_max: int
+
+
 class Activation:
     """One awake agent; used from one event loop only."""
 
-    __slots__ = ("_agent", "_body", "_id", "_isolated", "_isolation", "_ports", "_version", "holds_turn", "mailbox",
-                 "spec", "used_at")
+    __slots__ = ("_agent", "_around", "_body", "_id", "_isolated", "_version", "mailbox", "spec", "used_at")
 
-    def __init__(
-        self,
-        agent: AgentId,
-        spec: AgentSpec,
-        recorder: Recorder,
-        isolation: Isolation | None,
-        threads: ThreadPoolExecutor,
-    ) -> None:
+    def __init__(self, agent: AgentId, spec: AgentSpec, around: Surroundings) -> None:
         self._id = agent
         self.spec = spec
-        self._ports = (recorder, threads)
-        self._isolation = isolation
+        self._around = around
         self.mailbox = Mailbox(spec.options.concurrency, spec.options.mailbox_max)
         self.used_at = 0.0
-        self.holds_turn = False
         self._agent: Any = None
         self._isolated: IsolatedAgent | None = None
         self._body = b""
@@ -55,25 +54,27 @@ class Activation:
         Raises:
             TaskFailedError: The agent raised, or returned what cannot be written; `details["error_type"]`.
             UnavailableError: The agent's process died or could not be had.
-            InvalidArgumentError: The payload does not fit.
+            InvalidArgumentError: The payload does not fit, or the state that is left is over the limit.
         """
         if self._agent is None and self._isolated is None:
             await self._wake()
         if self._isolated is not None:
             value, body = await self._isolated.handle(order, attempt, self._body)
+            self._check_size(value, "result")
             return value, self._changed(body)
         value = await self._call(order, attempt, traceparent)
         if self.spec.state is None:
             return value, None
         return value, self._changed(self.spec.state.encode(self._agent.state, "state"))
 
-    async def after_failure(self, error: NexusError) -> None:
-        """Put the state back to what was last good, and give up a process that hangs or died."""
-        if self._isolated is not None:
-            if isinstance(error, DeadlineExceededError | UnavailableError):
-                await self.stop()
-        elif self.spec.state is not None and self._agent is not None:
-            self._agent.state = self.spec.state.decode(self._body, "state")
+    async def after_failure(self, error: BaseException) -> None:
+        """Put the state back to what was last good, and give up a process that hangs, died or was told to stop."""
+        if self._isolated is None:
+            self._restore()
+        elif isinstance(error, DeadlineExceededError | UnavailableError) or (
+            isinstance(error, asyncio.CancelledError) and self.spec.options.concurrency == 1
+        ):
+            await self.stop()
 
     async def stop(self) -> None:
         """Let the agent go; errors of its `stop` are logged."""
@@ -84,20 +85,19 @@ class Activation:
         if agent is not None and type(agent).stop is not Agent.stop:
             try:
                 await agent.stop()
-            except Exception as error:
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
                 log.warning("agent.stop_failed", agent=str(self._id), error=f"{type(error).__name__}: {error}")
 
     async def _wake(self) -> None:
-        recorder, _ = self._ports
         spec = self.spec
         if spec.state is not None:
-            stored = await recorder.load(self._id)
+            stored = await self._around.recorder.load(self._id)
             self._version = stored.version if stored else 0
             self._body = stored.body if stored else b""
         if spec.options.isolation == "process":
-            if self._isolation is None:
+            if self._around.isolation is None:
                 raise UnavailableError("there are no processes for isolated agents here")
-            self._isolated = await self._isolation.start(self._id, spec)
+            self._isolated = await self._around.isolation.start(self._id, spec)
             return
         with _as_task_failure(self._id):
             agent = wake(spec, self._id, self._body)
@@ -116,33 +116,45 @@ class Activation:
                 result = await self._agent.handle(*arguments)
             else:
                 result = await self._in_thread(arguments)
-            return spec.result.encode(result, f"result of {self._id}")
+            value = spec.result.encode(result, f"result of {self._id}")
+            self._check_size(value, "result")
+            return value
 
     async def _in_thread(self, arguments: tuple[Any, ...]) -> Any:
-        _, threads = self._ports
-        future = asyncio.get_running_loop().run_in_executor(threads, self._agent.handle, *arguments)
+        future = asyncio.get_running_loop().run_in_executor(self._around.threads, self._agent.handle, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             # A thread cannot be stopped. The caller is let go; the turn is given back when the thread ends, so that
             # the agent still does one thing at a time.
             if not future.done():
-                self.holds_turn = True
+                self.mailbox.hold()
                 future.add_done_callback(self._thread_ended)
             raise
 
     def _thread_ended(self, future: "asyncio.Future[Any]") -> None:
         if not future.cancelled():
             future.exception()  # Looked at, so that asyncio does not complain; the task has failed already.
-        self.holds_turn = False
+        self._restore()  # What it did since its task was let go is no part of any task.
         self.mailbox.leave()
+
+    def _restore(self) -> None:
+        if self.spec.state is not None and self._agent is not None:
+            self._agent.state = self.spec.state.decode(self._body, "state")
 
     def _changed(self, body: bytes) -> AgentState | None:
         if self.spec.state is None or (body == self._body and self._version):
             return None
+        self._check_size(body, "state")
         self._body = body
         self._version += 1
         return AgentState(self._id, self._version, body)
+
+    def _check_size(self, body: bytes, what: str) -> None:
+        if len(body) > self._around.body_bytes_max:
+            raise InvalidArgumentError(
+                f"the {what} of {self._id} has {len(body)} bytes, over the limit of {self._around.body_bytes_max}"
+            )
 
 
 def wake(spec: AgentSpec, agent_id: AgentId, state: bytes) -> Any:

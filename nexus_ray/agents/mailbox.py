@@ -52,8 +52,15 @@ class Mailbox:
                 self._waiting.remove(turn)
             raise
 
+    def hold(self) -> None:
+        """Take one turn more, for a thread that goes on after its task was let go; it leaves like any other."""
+        self.running += 1
+
     def leave(self) -> None:
-        """Give the turn to the next in line."""
+        """Give the turn to the next in line, if that does not make too many."""
+        if self.running > self._concurrency:
+            self.running -= 1
+            return
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():

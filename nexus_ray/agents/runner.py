@@ -10,16 +10,18 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
-from nexus_ray.agents.activation import Activation
+from nexus_ray.agents.activation import Activation, Surroundings
 from nexus_ray.agents.ports import Isolation, Recorder
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import (
     DeadlineExceededError,
+    FencedError,
     InvalidArgumentError,
     NexusError,
     NotFoundError,
@@ -47,6 +49,10 @@ class RunnerSettings(BaseModel):
     """Threads for plain `def handle`; more only queue behind the interpreter's lock."""
     passivate_every_s: float = 5.0
     """How often idle agents are looked for."""
+    body_bytes_max: int = 4 * 1024 * 1024
+    """Largest result of a task and largest state of an agent; a larger one belongs in a store."""
+    stop_s_max: float = 10.0
+    """How long an agent's `stop` may take; then it is given up, so that one that hangs holds up no other."""
 
 
 class AgentRunner:
@@ -67,10 +73,11 @@ class AgentRunner:
         self._recorder = recorder
         self._clock = clock
         self._settings = settings
-        self._isolation = isolation
         self._active: dict[AgentId, Activation] = {}
         self._counts: Counter[str] = Counter()
+        self._private: dict[str, list[AgentId]] = {}
         self._threads = ThreadPoolExecutor(settings.threads_max, thread_name_prefix="agent")
+        self._around = Surroundings(recorder, isolation, self._threads, settings.body_bytes_max)
         self._policies = {
             name: RetryPolicy(attempts_max=spec.options.retries + 1, codes=frozenset({"unknown", "unavailable"}))
             for name, spec in specs.items()
@@ -109,7 +116,7 @@ class AgentRunner:
             now = self._clock.now()
             failure = self._failure(order, NotFoundError(f"there is no agent type {order.agent.type!r}"), 0)
             return TaskResult(order.step_key, b"", failure, self._host, 0, now, now)
-        activation = self._activation(order.agent, spec)
+        activation = self._activation(order, spec)
         remaining_s = order.deadline_at - self._clock.now()
         with observe(
             "agent.interaction",
@@ -123,30 +130,50 @@ class AgentRunner:
             except TimeoutError:
                 operation.result = "expired"
                 return await self._expired_waiting(order, is_local)
-            except ResourceExhaustedError:
+            except ResourceExhaustedError as error:
                 metrics.count("nexus_mailbox_refusals_total", agent_type=spec.type)
-                raise
+                text = f"the mailbox of {order.agent} is full"
+                raise ResourceExhaustedError(text, agent=str(order.agent), **error.details) from None
             try:
                 result, state = await self._attempts(activation, order, operation.traceparent)
                 pending = self._recorder.record(order, result, state)
             finally:
-                if not activation.holds_turn:
-                    activation.mailbox.leave()
+                activation.mailbox.leave()
             if result.failure is not None:
                 operation.result = "expired" if result.failure.code == "deadline_exceeded" else "error"
                 operation.set({"error": result.failure.message, "attempts": result.attempts})
-            if (not is_local or state is not None) and not await pending:
-                self._drop(order.agent, activation)
-                raise UnavailableError("the result did not take effect: the agent or its goal is elsewhere now")
-            return result
+            if is_local and state is None:
+                return result
+            return await self._durable(activation, order, result, pending)
 
-    def _activation(self, agent: AgentId, spec: AgentSpec) -> Activation:
+    async def _durable(
+        self, activation: Activation, order: TaskOrder, result: TaskResult, pending: "asyncio.Future[bool]"
+    ) -> TaskResult:
+        try:
+            took_effect = await pending
+        except (FencedError, UnavailableError):
+            self._drop(order.agent, activation)
+            raise
+        except NexusError as error:
+            # The ledger will never take this result: then that is the result, else it would be asked for for ever.
+            self._drop(order.agent, activation)
+            result = replace(result, value=b"", failure=self._failure(order, error, result.attempts))
+            took_effect = await self._recorder.record(order, result, None)
+        if not took_effect:
+            self._drop(order.agent, activation)
+            raise UnavailableError("the result did not take effect: the agent or its goal is elsewhere now")
+        return result
+
+    def _activation(self, order: TaskOrder, spec: AgentSpec) -> Activation:
+        agent = order.agent
         activation = self._active.get(agent)
         if activation is None:
             if len(self._active) >= self._settings.agents_max:
                 raise ResourceExhaustedError("the host holds as many agents as it may", retry_after_s=1.0)
-            activation = Activation(agent, spec, self._recorder, self._isolation, self._threads)
+            activation = Activation(agent, spec, self._around)
             self._active[agent] = activation
+            if order.private:
+                self._private.setdefault(order.goal_id, []).append(agent)
             self._counts[spec.type] += 1
         return activation
 
@@ -172,6 +199,9 @@ class AgentRunner:
                 )
             except NexusError as raised:
                 error = raised
+            except asyncio.CancelledError as cancelled:
+                await activation.after_failure(cancelled)
+                raise
             await activation.after_failure(error)
             now = self._clock.now()
             activation.used_at = now
@@ -214,24 +244,23 @@ class AgentRunner:
         now = self._clock.now()
         leaving = []
         for agent, activation in self._active.items():
-            if not activation.mailbox.is_idle or activation.holds_turn:
+            if not activation.mailbox.is_idle:
                 continue
             is_old = now - activation.used_at >= activation.spec.options.idle_s
             if is_old or not idle_only or (keep is not None and not keep(agent)):
                 leaving.append((agent, activation))
         for agent, activation in leaving:
             self._drop(agent, activation)
-        for _, activation in leaving:
-            await activation.stop()
+        await asyncio.gather(*(self._stop(agent, activation) for agent, activation in leaving))
         return len(leaving)
 
     async def forget_goal(self, goal_id: str) -> None:
         """Stop the agents that lived for one goal only."""
-        prefix = private_key(goal_id, "")
-        leaving = [item for item in self._active.items() if item[0].key.startswith(prefix)]
-        for agent, activation in leaving:
-            self._drop(agent, activation)
-            await activation.stop()
+        for agent in self._private.pop(goal_id, ()):
+            activation = self._active.get(agent)
+            if activation is not None:
+                self._drop(agent, activation)
+                await self._stop(agent, activation)
 
     async def drain(self) -> None:
         """Take no more tasks; agents stop as their tasks end."""
@@ -241,10 +270,18 @@ class AgentRunner:
     async def close(self) -> None:
         """Stop every agent, whatever it is doing."""
         self._is_draining = True
-        for agent, activation in list(self._active.items()):
+        leaving = list(self._active.items())
+        for agent, activation in leaving:
             self._drop(agent, activation)
-            await activation.stop()
+        await asyncio.gather(*(self._stop(agent, activation) for agent, activation in leaving))
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _stop(self, agent: AgentId, activation: Activation) -> None:
+        try:
+            async with asyncio.timeout(self._settings.stop_s_max):
+                await activation.stop()
+        except TimeoutError:
+            log.warning("agent.stop_given_up", agent=str(agent), after_s=self._settings.stop_s_max)
 
     def _drop(self, agent: AgentId, activation: Activation) -> None:
         if self._active.get(agent) is activation:

@@ -61,7 +61,8 @@ def agent_spec(cls: AgentClass, name: str | None, options: AgentOptions) -> Agen
     """Read an agent class into its spec.
 
     Raises:
-        TypeError: It is not an `Agent`, or its `handle` does not take a payload (and a task).
+        TypeError: It is not an `Agent`, its `handle` does not take a payload (and a task), or it has durable state
+            and wants to run several tasks at once.
         InvalidArgumentError: The name is malformed.
     """
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
@@ -76,6 +77,9 @@ def agent_spec(cls: AgentClass, name: str | None, options: AgentOptions) -> Agen
     check_type_name(type_name)
     hints = get_type_hints(handle)
     state_type = get_type_hints(cls).get("state")
+    if state_type is not None and options.concurrency > 1:
+        # A task's changes would be committed by another one, and a failure would take back both.
+        raise TypeError(f"{cls.__name__} has durable state, so it runs one task at a time: leave out concurrency")
     return AgentSpec(
         type=type_name,
         cls=cls,
