@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SIBLINGS_SHOWN_MAX = 12  # A fan-out of thousands is told by its first spans and a count.
 _SHOWN_CHARACTERS_MAX = 2000
+# Attributes that tell the spans of one goal from nothing; a line has room for four that do.
+_SAME_EVERYWHERE = frozenset({"nexus.component", "nexus.cluster_id", "nexus.node_id", "result", "goal.id"})
 _COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "expired": "yellow", "running": "cyan"}
 
 
@@ -136,7 +138,8 @@ def _span_line(span: dict[str, Any]) -> Any:
     line = Text(plain(span["name"], 120))
     line.append(f"  {duration(span['ended_at'] - span['started_at'])}", style="cyan")
     attributes = span.get("attributes") or {}
-    told = " ".join(f"{key}={plain(value, 60)}" for key, value in list(attributes.items())[:4])
+    own = [(key, value) for key, value in attributes.items() if key not in _SAME_EVERYWHERE]
+    told = " ".join(f"{key}={plain(value, 60)}" for key, value in own[:4])
     if told:
         line.append(f"  {told}", style="dim")
     if str(span.get("status", "")).lower() in ("error", "failed"):
