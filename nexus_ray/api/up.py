@@ -64,8 +64,8 @@ def serve_forever(
                 (settings.state_dir / "fleet.json").unlink()
             stop_ray()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
         lock.release()
 
 

@@ -2,10 +2,3 @@
 
 Law: nothing slow is imported before a verb needs it, and ray only where a fleet is started in this process.
 """
-
-
-def main() -> None:
-    """Run `nexus`; the console entry."""
-    from nexus_ray.cli.entry import run
-
-    run()

@@ -1,5 +1,5 @@
 """`python -m nexus_ray.cli`: how a detached fleet is started, whatever is on the PATH."""
 
-from nexus_ray.cli import main
+from nexus_ray.cli.entry import run
 
-main()
+run()

@@ -29,7 +29,9 @@ class TokenSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     issuer: str = "nexus-local"
+    """Who signs; a token that names another is refused."""
     audience: str = "nexus"
+    """Whom a token is for; a fleet of another name takes none of this one's."""
     leeway_s: float = 5.0
     """Clock skew that is forgiven."""
     lifetime_max_s: float = 30 * 86_400.0

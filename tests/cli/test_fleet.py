@@ -1,6 +1,7 @@
 """`up`, `down`, `status`, `agent list`, `version` and `--help`, as far as no Ray is needed."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -197,6 +198,17 @@ def test_agents_are_listed_for_people_and_for_scripts(fleet: Fleet, is_up: Calla
     assert (none.exit_code, none.stdout) == (0, "") and "no agent is active" in none.stderr
 
 
+def test_the_environment_for_rays_own_commands_names_secrets_and_holds_none(state: Path) -> None:
+    people, script = nexus("env"), nexus("env", "--json")
+
+    told = printed(script)
+    assert told["RAY_AUTH_MODE"] == "token"
+    assert people.stdout.splitlines() == [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
+    secret = (state / "ray_token").read_text()
+    assert len(secret) >= 32 and secret not in people.stdout + script.stdout
+    assert (state / "ray_token").stat().st_mode & 0o777 == 0o600
+
+
 def test_versions_are_told() -> None:
     assert set(printed(nexus("version", "--json"))) == {"nexus", "ray", "python"}
     assert "nexus" in nexus("version").stdout
@@ -216,8 +228,8 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import json, sys\n"
         f"sys.argv = ['nexus', *{arguments!r}]\n"
-        "from nexus_ray.cli import main\n"
-        "try:\n    main()\n"
+        "from nexus_ray.cli.entry import run\n"
+        "try:\n    run()\n"
         f"except SystemExit as end:\n    print(json.dumps([end.code, [m for m in {HEAVY!r} if m in sys.modules]]))\n"
     )
 
