@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import against_ray, report, run
+from benchmarks import against_ray, parts, report, run
 from benchmarks.sampling import Round, Row, Target, summarise
 
 ROWS = [
@@ -125,3 +125,18 @@ def test_the_runner_refuses_what_makes_no_sense(arguments: list[str], capsys: py
 
     assert refusal.value.code == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_a_part_costs_what_goes_away_with_it() -> None:
+    def rounds(cpu_ms: tuple[float, ...], wall_s: float) -> list[Round]:
+        return [Round(wall_s=wall_s, cpu_s=one / 1e3, latencies_s=[0.01]) for one in cpu_ms]
+
+    seen = {variant: rounds((2.0, 2.2), 1.0) for variant in parts.VARIANTS}
+    seen[parts.NO_LEDGER] = rounds((1.1, 1.0), 0.5)
+
+    rows = {row.name: row for row in parts.rows(seen)}
+
+    assert rows["the ledger costs, in CPU"].summary.median == pytest.approx(100.0)
+    assert rows["the ledger costs, in goals/s"].summary.median == pytest.approx(50.0)
+    assert rows["tracing costs, in CPU"].summary.median == pytest.approx(0.0)
+    assert rows["tracing costs, in CPU"].reached is True
