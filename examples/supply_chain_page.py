@@ -17,7 +17,7 @@ from supply_chain_checks import RULES
 from supply_chain_waterfall import duration, render_waterfall
 
 TABLE_ROWS_MAX = 20  # What fits a screen; the page has them all.
-SEVERITIES = ("high", "medium", "low")
+SEVERITIES = ("high", "medium", "low")  # JSON has no order of keys to go by.
 NAMED_MAX = 4
 
 _STYLE = (Path(__file__).parent / "supply_chain_page.css").read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def render_table(result: dict[str, Any]) -> Any:
     table.add_column("verdict", no_wrap=True)
     styles = {"concern": "bold red", "disputed": "magenta", "unreadable": "magenta", "watch": "yellow", "fine": "green"}
     for row in rows[:TABLE_ROWS_MAX]:
-        counts = [str(count or "") for count in row["counts"].values()]
+        counts = [str(row["counts"][name] or "") for name in SEVERITIES]
         cells = [str(row["rank"]), row["name"], row["version"], row["licence"] or "-", size(row["size_bytes"]),
                  str(row["native"] or ""), *counts]  # fmt: skip
         cut = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells]
@@ -177,8 +177,9 @@ def _worst_rules(result: dict[str, Any], severity: str) -> str:
 def _ranking(result: dict[str, Any]) -> str:
     filters = "".join(
         f'<button type="button" class="filter pill {name}" data-verdict="{name}" aria-pressed="false"'
-        f' title="{VERDICTS[name]}">{name} <b>{count}</b></button>'  # type: ignore[index]
-        for name, count in result["verdicts"].items()
+        f' title="{meaning}">{name} <b>{result["verdicts"][name]}</b></button>'
+        for name, meaning in VERDICTS.items()
+        if result["verdicts"].get(name)
     )
     rows = [row for row in result["rows"] if row["verdict"] != "clean"]
     clean = [row for row in result["rows"] if row["verdict"] == "clean"]
@@ -206,10 +207,10 @@ def _row(row: dict[str, Any]) -> str:
     texts = [row["name"], row["licence"], verdict, *row["rules"], *(item["file"] for item in row["findings"])]
     counts = "".join(
         f'<span class="count {level}{"" if count else " zero"}" title="{count} {level}">{count or "·"}</span>'
-        for level, count in row["counts"].items()
+        for level, count in ((level, row["counts"][level]) for level in SEVERITIES)
     )
     return (
-        f'<details class="row" data-verdict="{verdict}" data-words="{escape(" ".join(texts).lower())}"><summary>'
+        f'<details class="row" data-verdict="{verdict}" data-words="{escape(" ".join(sorted(set(texts))).lower())}"><summary>'
         f'<span class="rank">{row["rank"]}</span>'
         f'<span class="name"><b>{name}</b> <span class="muted">{escape(row["version"])}</span></span>'
         f'<span class="licence muted" title="{escape(row["licence"])}">{escape(row["licence"]) or "no licence"}</span>'

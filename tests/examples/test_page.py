@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -105,6 +106,21 @@ def test_the_page_needs_nothing_but_itself_and_runs_no_script_but_its_own(tmp_pa
     (policy,) = [found["content"] for _, found in page.tags if found.get("http-equiv") == "Content-Security-Policy"]
     digest = base64.b64encode(hashlib.sha256("".join(page.scripts).encode()).digest()).decode()
     assert policy is not None and f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+
+
+def test_the_order_of_keys_in_the_result_changes_nothing(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    result = report(tmp_path, "one", "two", source="import os, socket\neval(x)\nos.execv(x, y)\nsocket.socket()\n")
+    turned = json.loads(json.dumps(result, sort_keys=True))
+    consoles = [Console(width=100, record=True, file=io.StringIO()) for _ in range(2)]
+
+    for console, one in zip(consoles, (result, turned), strict=True):
+        console.print(render_table(one))
+
+    assert list(turned["rows"][0]["counts"]) != list(result["rows"][0]["counts"])
+    assert render_page(turned, [], RECORD) == render_page(result, [], RECORD)
+    assert consoles[0].export_text() == consoles[1].export_text()
 
 
 def test_a_report_of_nothing_and_without_a_trace_is_a_page_too() -> None:
