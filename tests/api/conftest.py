@@ -1,6 +1,7 @@
 """The front door over a fleet in this process: everything is real but Ray and the socket."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nexus_ray.config import RuntimeSettings, Settings
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.goals.coordinator import Specs
 from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
@@ -104,9 +105,19 @@ def make_door(
     return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0)), folder)
 
 
+@contextlib.asynccontextmanager
+async def make_fleet(folder: Path, hosts: int = 2) -> AsyncIterator[InProcessFleet]:
+    ledger = await SqliteLedger.open(folder / "ledger.sqlite")
+    try:
+        async with in_process_fleet(make_app(), ledger=ledger, settings=Settings(), hosts=hosts) as fleet:
+            yield fleet
+    finally:
+        await ledger.close()
+
+
 @pytest.fixture
-async def fleet() -> AsyncIterator[InProcessFleet]:
-    async with in_process_fleet(make_app(), ledger=MemoryLedger(), settings=Settings()) as fleet:
+async def fleet(tmp_path: Path) -> AsyncIterator[InProcessFleet]:
+    async with make_fleet(tmp_path) as fleet:
         yield fleet
 
 

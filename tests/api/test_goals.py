@@ -9,6 +9,7 @@ import pytest
 from nexus_ray.api.schemas import GoalAnswer, GoalsAnswer, GoalTypesAnswer, JournalAnswer
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.goals.goal import GoalQuery
+from nexus_ray.observe.traces import is_traceparent
 from tests.api.conftest import Door, is_problem, submit
 
 WAIT = {"Prefer": "wait=5"}
@@ -40,6 +41,67 @@ async def test_the_same_key_gives_the_same_goal_and_another_body_is_refused(oper
     assert again.json()["id"] == first.json()["id"] != free.json()["id"]
     assert again.headers["location"] == first.headers["location"]
     is_problem(other, 409, "already_exists")
+
+
+async def test_a_key_looks_at_what_a_body_says_and_not_at_how_it_is_written(operator: httpx2.AsyncClient) -> None:
+    headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+    bodies = [
+        b'{"type":"echo","payload":{"a":1,"b":[1,2]}}',
+        b'{ "payload" : {"b":[1, 2], "a":1}, "type": "echo" }',
+    ]
+
+    first, again = [await operator.post("/v1/goals", content=body, headers=headers) for body in bodies]
+
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert first.json()["id"] == again.json()["id"]
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    ["x", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "00-" + "g" * 32 + "-" + "1" * 16 + "-01", "0" * 10_000, "00---"],
+)
+async def test_a_malformed_trace_context_is_replaced_and_not_passed_on(
+    door: Door, operator: httpx2.AsyncClient, traceparent: str
+) -> None:
+    goal_id = (await submit(operator, traceparent=traceparent)).json()["id"]
+
+    record = await door.fleet.ledger.goal(goal_id)
+
+    assert record is not None
+    assert is_traceparent(record.goal.headers["traceparent"])
+    assert record.goal.headers["traceparent"] != traceparent
+
+
+async def test_a_trace_context_is_taken_up(door: Door, operator: httpx2.AsyncClient) -> None:
+    traceparent = "00-" + "a" * 32 + "-" + "b" * 16 + "-00"
+
+    goal_id = (await submit(operator, traceparent=traceparent)).json()["id"]
+    record = await door.fleet.ledger.goal(goal_id)
+
+    assert record is not None
+    assert record.goal.headers["traceparent"].startswith("00-" + "a" * 32)
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ufffd", "'; DROP TABLE goals; --", "%", "\u202e", "x" * 400])
+@pytest.mark.parametrize("field", ["parent", "before"])
+async def test_odd_text_in_a_query_is_looked_for_and_not_found(
+    operator: httpx2.AsyncClient, field: str, text: str
+) -> None:
+    await submit(operator)
+
+    response = await operator.get("/v1/goals", params={field: text})
+
+    assert response.status_code == 200
+    if field == "parent":
+        assert response.json() == {"goals": [], "next": None}
+
+
+async def test_a_journal_after_the_largest_number_is_empty(operator: httpx2.AsyncClient) -> None:
+    place = (await submit(operator, **WAIT)).headers["location"]
+
+    assert (await operator.get(f"{place}/journal", params={"after": 2**63 - 1})).json() == {"entries": []}
+    assert (await operator.get(f"{place}/events", params={"after": 2**63 - 1})).text == ""
+    is_problem(await operator.get(f"{place}/journal", params={"after": 2**63}), 422, "invalid_argument")
 
 
 async def test_a_key_belongs_to_whoever_used_it(door: Door) -> None:

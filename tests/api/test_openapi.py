@@ -17,10 +17,8 @@ from schemathesis.python.asgi import shutdown_lifespans
 
 from nexus_ray.api.app import build_app
 from nexus_ray.api.openapi import document
-from nexus_ray.config import RuntimeSettings, Settings
-from nexus_ray.goals.ledger_memory import MemoryLedger
-from tests.api.conftest import Door, make_app, make_door, submit
-from tests.support.in_process import in_process_fleet
+from nexus_ray.config import RuntimeSettings
+from tests.api.conftest import Door, make_door, make_fleet, submit
 
 DOCUMENT = document(build_app(None, RuntimeSettings()))  # type: ignore[arg-type]
 OPERATIONS = [
@@ -52,10 +50,8 @@ class Standing:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                fleet = await self._stack.enter_async_context(
-                    in_process_fleet(make_app(), ledger=MemoryLedger(), settings=Settings(), hosts=1)
-                )
-                self._door = make_door(fleet, self._folder, runtime=RuntimeSettings(wait_s_max=0.01))
+                fleet = await self._stack.enter_async_context(make_fleet(self._folder, hosts=1))
+                self._door = make_door(fleet, self._folder / "state", runtime=RuntimeSettings(wait_s_max=0.01))
                 self._token = self._door.token("operator")
                 async with self._door.client("operator") as client:
                     self.goal_id = (await submit(client, "echo", **{"Prefer": "wait=5"})).json()["id"]
@@ -73,7 +69,7 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT, config=SchemathesisConfig())
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
-    yield Standing(tmp_path_factory.mktemp("api") / "state")
+    yield Standing(tmp_path_factory.mktemp("api"))
     shutdown_lifespans()
 
 

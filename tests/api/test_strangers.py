@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 import pytest
@@ -80,7 +81,6 @@ async def test_a_token_of_another_fleet_is_a_strangers(doors: Callable[..., Door
         is_problem(await client.get("/v1/goals"), 401, "unauthenticated")
 
 
-@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW"])
 @pytest.mark.parametrize(
     "path",
     [
@@ -89,23 +89,24 @@ async def test_a_token_of_another_fleet_is_a_strangers(doors: Callable[..., Door
         "/docs", "/redoc", "/openapi.json", "/", "/nowhere", "/v1/goals%00", "/metrics/", "/.%2fv1/goals",
     ],
 )  # fmt: skip
-async def test_no_way_of_writing_a_request_gets_round_the_gate(door: Door, method: str, path: str) -> None:
-    scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-        "path": httpx2.URL("http://fleet" + path).path if "%" in path else path, "raw_path": path.encode(),
-        "query_string": b"", "root_path": "", "headers": [(b"host", b"fleet")], "client": None, "server": None,
-    }  # fmt: skip
-    sent: list[dict[str, Any]] = []
-
+async def test_no_way_of_writing_a_request_gets_round_the_gate(door: Door, path: str) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(dict(message))
 
-    await door.app(scope, receive, send)
+    for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW", "get"):
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": unquote(path), "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "headers": [(b"host", b"fleet")], "client": None, "server": None,
+        }  # fmt: skip
+        sent: list[dict[str, Any]] = []
 
-    assert sent[0]["status"] == 401
+        await door.app(scope, receive, send)
+
+        assert sent[0]["status"] == 401, method
 
 
 @pytest.mark.parametrize("path", ["//v1/goals", "/v1/goals/", "/V1/Goals", "/nowhere", "/docs", "/health/"])
@@ -149,7 +150,7 @@ async def test_a_reader_reads_and_may_neither_submit_nor_cancel(door: Door) -> N
         assert (await operator.post(f"{place}/cancel")).status_code == 202
 
 
-@pytest.mark.parametrize("roles", [("nobody",), ("Operator",), ("operator ",)])
+@pytest.mark.parametrize("roles", [("nobody",), ("Operator",), ("operators", "read")])
 async def test_a_role_that_nobody_knows_opens_nothing(door: Door, roles: tuple[str, ...]) -> None:
     async with door.client(*roles) as client:
         is_problem(await client.get("/v1/goals"), 403, "permission_denied")

@@ -37,3 +37,17 @@ def tracked() -> list[Path]:
     found = [path for path in paths if path.is_file()]
     assert len(found) > 60
     return found
+
+
+def imported(path: Path) -> set[str]:
+    """Return every module that a file imports, or names in a text to be imported later."""
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("nexus_ray."):
+            found.add(node.value.partition(":")[0])
+    return found

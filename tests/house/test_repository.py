@@ -1,8 +1,9 @@
 """The repository: what it promises about itself, and what must not stand in it."""
 
 import re
+import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from nexus_ray.cli.entry import app
-from tests.house.support import ROOT, tracked
+from tests.house.support import ROOT, imported, modules, tracked
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==([A-Za-z0-9.!+-]+)\Z")
@@ -163,3 +164,22 @@ def test_commands_are_seen_and_wrong_ones_told() -> None:
 
     assert [bool(wrong(command)) for command in commands(text)] == [False, True, True]
     assert wrong("status --loud") and not wrong("up my:app --port 1 -d")
+
+
+# What comes with a declared dependency and is meant to be used beside it.
+BROUGHT = {"starlette": "fastapi", "pydantic-core": "pydantic", "opentelemetry-sdk": "ray", "opentelemetry-api": "ray"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    owners = packages_distributions()
+    project = PYPROJECT["project"]
+    runtime = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    optional = {canonicalize_name(one.name) for one in declared()} - runtime
+    tops = {name.partition(".")[0] for path in modules().values() for name in imported(path)} - {"nexus_ray"}
+    others = {top: {canonicalize_name(name) for name in owners.get(top, [])} for top in tops - sys.stdlib_module_names}
+
+    unknown = {top for top, names in others.items() if not names & (runtime | optional | set(BROUGHT))}
+    unused = runtime - {name for names in others.values() for name in names}
+
+    assert unknown == set()
+    assert unused == set()

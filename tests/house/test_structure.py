@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
-from tests.house.support import PACKAGE, ROOT, modules, tree
+from tests.house.support import PACKAGE, ROOT, imported, modules, tree
 
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
@@ -79,20 +79,6 @@ def test_no_name_has_a_word_that_says_nothing(name: str) -> None:
 def test_words_of_a_name_are_seen_in_every_spelling() -> None:
     assert all(words(name) & FORBIDDEN for name in ("GoalManager", "http_handlers", "INFO", "_data", "json_utils"))
     assert not any(words(name) & FORBIDDEN for name in ("metadata", "commonly", "handle", "utility", "information"))
-
-
-def imported(path: Path) -> set[str]:
-    """Return every module that a file imports, or names in a text to be imported later."""
-    found: set[str] = set()
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("nexus_ray."):
-            found.add(node.value.partition(":")[0])
-    return found
 
 
 def test_no_module_is_there_that_nothing_imports() -> None:
