@@ -17,9 +17,9 @@ from pydantic import BaseModel, Field
 import nexus_ray as nexus
 
 THINGS = ["amphora", "barometer", "carpet", "dulcimer", "easel", "fiddle", "globe", "harp"]
-USUAL_S = 0.02  # The middle of what an expert takes; one call in twelve is a straggler and takes ten times as long.
+USUAL_S = 0.02  # The middle of what an expert takes; one call in eight is a straggler and takes ten times as long.
 SIGMA = 0.5
-STRAGGLER_SHARE = 1 / 12
+STRAGGLER_SHARE = 1 / 8
 STRAGGLER_FACTOR = 10
 FAILURE_SHARE = 0.03
 ERROR_SHARE = 0.08
@@ -102,6 +102,7 @@ class Adder(nexus.Agent):
 @app.goal
 async def ask(lot: Lot, team: nexus.Team) -> Appraisal:
     """Ask one expert after the other."""
+    team.plan("ask", Expert, len(lot.things))
     return appraisal(lot, [await team.ask(Expert, one, key=first(one)) for one in questions(lot)])
 
 

@@ -204,13 +204,14 @@ def _rows(rows: Iterable[dict[str, Any]]) -> str:
 
 def _row(row: dict[str, Any]) -> str:
     name, verdict = escape(row["name"]), row["verdict"]
-    texts = [row["name"], row["licence"], verdict, *row["rules"], *(item["file"] for item in row["findings"])]
+    texts = {row["name"], row["licence"], verdict, *row["rules"], *(item["file"] for item in row["findings"])}
+    words = escape(" ".join(sorted(texts)).lower())
     counts = "".join(
         f'<span class="count {level}{"" if count else " zero"}" title="{count} {level}">{count or "·"}</span>'
         for level, count in ((level, row["counts"][level]) for level in SEVERITIES)
     )
     return (
-        f'<details class="row" data-verdict="{verdict}" data-words="{escape(" ".join(sorted(set(texts))).lower())}"><summary>'
+        f'<details class="row" data-verdict="{verdict}" data-words="{words}"><summary>'
         f'<span class="rank">{row["rank"]}</span>'
         f'<span class="name"><b>{name}</b> <span class="muted">{escape(row["version"])}</span></span>'
         f'<span class="licence muted" title="{escape(row["licence"])}">{escape(row["licence"]) or "no licence"}</span>'

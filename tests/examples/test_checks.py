@@ -3,6 +3,7 @@
 from typing import get_args
 
 import pytest
+import supply_chain_checks
 from supply_chain_checks import RULES, Severity, check_licence, check_source, check_startup, shown
 
 BREAKS = {
@@ -95,18 +96,30 @@ def test_a_licence_is_read_for_what_it_asks(licence: str, rules: list[str]) -> N
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (b"def broken(:\n", "line 1"),
+        (b"def broken(:\n    eval(x)\n", "line 1"),
         (b"x = '\xff'\n", "encoding"),
         (b"# coding: hex\nx = 1\n", "hex"),
         (b"# coding: no-such\n", "no-such"),
-        (b"x = 1\0\n", "null"),
-        (b"(" * 5000, "nested"),
-        (b"x = " + b"-" * 200_000 + b"1", "nested"),
+        (b"eval(x)\0\n", "null"),
+        (b"eval" + b"(" * 5000, "nested"),
+        (b"eval(" + b"-" * 200_000 + b"1)", "nested"),
     ],
 )
 def test_a_file_that_is_no_python_is_refused_with_the_reason(source: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         check_source(source, "a.py")
+
+
+def test_a_file_without_a_word_that_a_rule_goes_by_is_not_parsed() -> None:
+    assert check_source(b"def broken(:\n", "a.py") == []
+    assert [item.rule for item in check_source("def broken(: # \u202e".encode(), "a.py")] == ["hidden-text"]
+
+
+def test_every_call_that_a_rule_names_is_among_the_words_that_have_a_file_parsed() -> None:
+    for name, rule in supply_chain_checks._CALLS.items():
+        module, _, verb = name.rpartition(".")
+        source = f"from {module} import {verb} as run\nrun(x)\n" if module else f"{name}(x)\n"
+        assert rules_of(source) == {rule}, name
 
 
 def test_an_empty_file_and_other_encodings_are_read() -> None:

@@ -60,7 +60,7 @@ async def test_the_gravest_comes_first_and_what_is_clean_last(tmp_path: Path) ->
 
 
 async def test_files_that_cannot_be_read_are_told_and_hide_nothing_else(tmp_path: Path) -> None:
-    files = {"bad.py": BAD, "broken.py": "def f(:\n", "latin.py": b"x = '\xff'\n", "empty.py": ""}
+    files = {"bad.py": BAD, "broken.py": "eval(:\n", "latin.py": b"x = '\xff'\n", "empty.py": ""}
     folder = write(tmp_path / "mixed", {**files, "note.txt": "eval(x)"})
 
     row = rows_of(await review(folder))[str(folder)]
