@@ -4,6 +4,10 @@ Law: what crosses Nexus is JSON in UTF-8 bytes, with keys in a fixed order, so e
 Pydantic models, dataclasses and plain JSON values are all that is taken; nothing is ever unpickled.
 """
 
+import dataclasses
+import json
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -13,6 +17,12 @@ from pydantic_core import PydanticSerializationError
 from nexus_ray.core.errors import DataLossError, InvalidArgumentError
 
 _PROBLEMS_MAX = 20  # More would only bury the first one.
+# What pydantic always writes in the same order. In everything else there may be a mapping or a set.
+_ORDERED = frozenset({
+    "none", "bool", "int", "float", "str", "bytes", "decimal", "date", "time", "datetime", "timedelta", "uuid", "url",
+    "multi-host-url", "enum", "literal", "default", "nullable", "union", "tagged-union", "list", "tuple", "model",
+    "model-fields", "model-field", "dataclass", "dataclass-args", "dataclass-field", "definitions", "definition-ref",
+})  # fmt: skip
 
 
 class Schema:
@@ -31,11 +41,19 @@ class Schema:
             return dump_json(value, what)
         try:
             checked = self._adapter.validate_python(value)
-            return self._adapter.dump_json(checked)
+            if self._is_ordered:
+                return self._adapter.dump_json(checked)
+            plain = self._adapter.dump_python(checked, mode="json")
         except ValidationError as error:
             raise _refusal(error, what) from None
         except PydanticSerializationError as error:
             raise InvalidArgumentError(f"the {what} cannot be written as JSON: {error}") from None
+        return _dump_plain(_in_order(checked, plain), what)
+
+    @cached_property
+    def _is_ordered(self) -> bool:
+        assert self._adapter is not None
+        return all(kind in _ORDERED for kind in _kinds(self._adapter.core_schema))
 
     def decode(self, body: bytes, what: str = "payload") -> Any:
         """Check JSON bytes and return the Python value.
@@ -83,9 +101,50 @@ def load_json(body: bytes, what: str = "record") -> Any:
         raise DataLossError(f"a {what} cannot be read back: {error}") from None
 
 
+def _kinds(schema: Any) -> Iterator[str]:
+    """Name the kinds of schema that a pydantic core schema is made of; `extra` where a model takes any field."""
+    if isinstance(schema, list | tuple):
+        for inner in schema:
+            yield from _kinds(inner)
+    elif isinstance(schema, dict):
+        if isinstance(schema.get("type"), str):
+            yield schema["type"]
+        if "allow" in (schema.get("extra_behavior"), schema.get("extra_fields_behavior")):
+            yield "extra"
+        for name, inner in schema.items():
+            if name not in ("metadata", "default", "expected"):
+                yield from _kinds(inner)
+
+
+def _in_order(value: Any, plain: Any) -> Any:
+    """Return `plain`, which is `value` in JSON, with sets sorted: their own order differs between processes."""
+    if isinstance(plain, list):
+        if isinstance(value, set | frozenset):
+            return sorted(plain, key=lambda item: json.dumps(item, sort_keys=True))
+        if isinstance(value, list | tuple) and len(value) == len(plain):
+            return [_in_order(one, other) for one, other in zip(value, plain, strict=True)]
+    elif isinstance(plain, dict):
+        if isinstance(value, dict) and len(value) == len(plain):
+            return {key: _in_order(one, plain[key]) for one, key in zip(value.values(), plain, strict=True)}
+        if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
+            return {name: _in_order(getattr(value, name, None), inner) for name, inner in plain.items()}
+    return plain
+
+
+def _dump_plain(plain: Any, what: str) -> bytes:
+    try:
+        return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        # A whole number of more than 64 bits, which JSON has and orjson has not.
+        try:
+            return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"the {what} cannot be written as JSON: {error}") from None
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return _in_order(value, value.model_dump(mode="json"))
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"{type(value).__name__} is not a JSON value, a pydantic model or a dataclass")
