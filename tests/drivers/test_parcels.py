@@ -1,0 +1,218 @@
+"""The post between two hosts: what is batched, what is cancelled, and what is told when delivery fails."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+import nexus_ray as nexus
+from nexus_ray.agents.task import TaskOrder
+from nexus_ray.core.errors import ResourceExhaustedError, UnavailableError
+from nexus_ray.runtime import parcels
+from nexus_ray.runtime.parcels import Cancel, Item, PostOffice, Reply
+from nexus_ray.runtime.placement import Member, Membership
+from tests.support.runners import Bench, bench, until
+
+HERE, THERE = Member("host-here", "n", "n", weight=0.0), Member("host-there", "n", "n")
+
+
+class Road:
+    """Implements `Carrier` between offices of this process; keeps what it carried, and can be broken."""
+
+    def __init__(self) -> None:
+        self.offices: dict[str, PostOffice] = {}
+        self.carried: list[tuple[str, list[Item]]] = []
+        self.is_broken = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def carry(self, member: Member, origin: str, epoch: int, items: Sequence[Item]) -> None:
+        await self.gate.wait()
+        if self.is_broken:
+            raise UnavailableError("the road is broken")
+        self.carried.append((member.host, list(items)))
+        self.offices[member.host].deliver(origin, epoch, items)
+
+    def kinds(self, host: str) -> list[list[str]]:
+        return [[type(item).__name__ for item in items] for to, items in self.carried if to == host]
+
+
+class Pair:
+    """Two offices; every agent belongs `there`, every question comes from `here`."""
+
+    def __init__(self, host: Bench, road: Road) -> None:
+        self.host, self.road = host, road
+        self.here = PostOffice("host-here", host.runner, road)
+        self.there = PostOffice("host-there", host.runner, road)
+        road.offices = {"host-here": self.here, "host-there": self.there}
+        for office in road.offices.values():
+            office.set_membership(Membership(1, (HERE, THERE)))
+
+    def ask(self, agent: str, payload: Any = None, **options: Any) -> "asyncio.Task[Any]":
+        order: TaskOrder = self.host.order(agent, payload, **options)
+        return asyncio.ensure_future(self.here.dispatch(order))
+
+
+class Work:
+    def __init__(self) -> None:
+        self.app = nexus.App("test")
+        self.open = asyncio.Event()
+        self.running = self.cancelled = 0
+        work = self
+
+        @self.app.agent(mailbox_max=1)
+        class Gate(nexus.Agent):
+            async def handle(self, payload: Any) -> Any:
+                work.running += 1
+                try:
+                    if payload != "quick":
+                        await work.open.wait()
+                except asyncio.CancelledError:
+                    work.cancelled += 1
+                    raise
+                return payload
+
+
+@contextlib.asynccontextmanager
+async def pair(work: Work) -> AsyncIterator[Pair]:
+    async with bench(work.app) as host:
+        both = Pair(host, Road())
+        try:
+            yield both
+        finally:
+            await both.here.close()
+            await both.there.close()
+
+
+async def test_all_that_waits_for_a_host_goes_in_one_parcel_and_comes_back_in_order() -> None:
+    work = Work()
+    async with pair(work) as both:
+        asked = [both.ask(f"gate/{n}", "quick") for n in range(100)]
+        results = await asyncio.gather(*asked)
+
+        assert [result.host for result in results] == ["host-a"] * 100
+        assert both.road.kinds("host-there") == [["Request"] * 100]
+        replies = both.road.kinds("host-here")
+        assert sum(map(len, replies)) == 100 and len(replies) <= 10
+
+
+async def test_a_parcel_holds_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcels, "_ITEMS_MAX", 8)
+    work = Work()
+    async with pair(work) as both:
+        await asyncio.gather(*(both.ask(f"gate/{n}", "quick") for n in range(20)))
+
+        assert [len(items) for items in both.road.kinds("host-there")] == [8, 8, 4]
+
+
+async def test_a_cancelled_question_cancels_its_task_over_there() -> None:
+    work = Work()
+    async with pair(work) as both:
+        asked = both.ask("gate/k")
+        await until(lambda: work.running)
+
+        asked.cancel()
+        await until(lambda: work.cancelled)
+
+        assert both.road.kinds("host-there") == [["Request"], ["Cancel"]]
+        assert asked.cancelled() or asked.cancelling()
+
+
+async def test_a_private_agent_is_asked_beside_its_goal_and_no_parcel_goes() -> None:
+    work = Work()
+    async with pair(work) as both:
+        result = await both.ask("gate/goal-1:k", "quick", private=True)
+
+        assert result.failure is None and both.road.carried == []
+
+
+async def test_where_delivery_fails_nobody_knows_and_it_works_again_later() -> None:
+    work = Work()
+    async with pair(work) as both:
+        both.road.is_broken = True
+        for answer in await asyncio.gather(*(both.ask(f"gate/{n}") for n in range(3)), return_exceptions=True):
+            assert isinstance(answer, UnavailableError)
+        both.road.is_broken = False
+
+        assert (await both.ask("gate/k", "quick")).value == b'"quick"'
+
+
+async def test_whoever_waits_for_a_host_that_has_left_is_told() -> None:
+    work = Work()
+    async with pair(work) as both:
+        asked = both.ask("gate/k")
+        await until(lambda: work.running)
+
+        both.here.set_membership(Membership(2, (HERE, Member("host-new", "n", "n"))))
+
+        with pytest.raises(UnavailableError, match="host-there has left"):
+            await asked
+        both.here.set_membership(Membership(1, (HERE, THERE)))
+        assert both.here.membership.epoch == 2, "an older membership changes nothing"
+
+
+async def test_what_a_host_that_has_left_had_asked_for_is_stopped() -> None:
+    work = Work()
+    async with pair(work) as both:
+        asked = both.ask("gate/k")
+        await until(lambda: work.running)
+
+        both.there.set_membership(Membership(2, (THERE,)))
+        await until(lambda: work.cancelled)
+        asked.cancel()
+
+
+async def test_without_members_there_is_nobody_to_ask() -> None:
+    work = Work()
+    async with bench(work.app) as host:
+        office = PostOffice("host-here", host.runner, Road())
+        with pytest.raises(UnavailableError):
+            await office.dispatch(host.order("gate/k"))
+
+
+async def test_too_much_waiting_for_a_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcels, "_WAITING_MAX", 3)
+    work = Work()
+    async with pair(work) as both:
+        both.road.gate.clear()
+        asked = [both.ask(f"gate/{n}", "quick") for n in range(10)]
+        await until(lambda: sum(task.done() for task in asked) == 7)
+        refused = [task.exception() for task in asked if task.done()]
+        both.road.gate.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+
+        assert all(isinstance(error, ResourceExhaustedError) for error in refused)
+        assert sum(not isinstance(answer, Exception) for answer in answers) == 3
+
+
+async def test_a_full_mailbox_over_there_is_told_as_such() -> None:
+    work = Work()
+    async with pair(work) as both:
+        asked = [both.ask("gate/k", "x") for _ in range(3)]
+        await until(lambda: any(task.done() for task in asked))
+        (refused,) = [task.exception() for task in asked if task.done()]
+        work.open.set()
+
+        assert isinstance(refused, ResourceExhaustedError) and "gate/k" in str(refused)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(not isinstance(answer, Exception) for answer in answers) == 2
+
+
+async def test_a_question_by_an_older_membership_is_sent_back_if_the_agent_is_elsewhere_now() -> None:
+    work = Work()
+    async with pair(work) as both:
+        both.there.set_membership(Membership(5, (HERE, Member("host-there", "n", "n", 0.0), Member("x", "n", "n"))))
+
+        with pytest.raises(UnavailableError, match="belongs to another host now"):
+            await both.ask("gate/k", "quick")
+        assert work.running == 0
+
+
+async def test_answers_to_what_nobody_asked_change_nothing() -> None:
+    work = Work()
+    async with pair(work) as both:
+        both.here.deliver("host-there", 1, [Reply(77, None, "unavailable", "x"), Cancel(78)])
+
+        assert (await both.ask("gate/k", "quick")).failure is None
