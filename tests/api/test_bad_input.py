@@ -199,7 +199,6 @@ async def test_an_accepted_goal_is_told_as_accepted_even_if_it_cannot_be_read_ba
         (FencedError("fenced"), 409, "aborted"),
         (DataLossError("row 7 of /var/lib/secret is damaged"), 500, "data_loss"),
         (RuntimeError("a secret of the inside"), 500, "internal"),
-        (OverflowError("a secret of the inside"), 500, "internal"),
     ],
 )
 async def test_what_goes_wrong_inside_is_a_problem_without_a_leak(
@@ -230,16 +229,16 @@ async def test_events_that_break_off_inside_end_the_stream_and_can_be_taken_up(d
     assert "event: finished" in whole.text
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/goals", "/nowhere", "/metrics", "/ready", "/openapi.json"])
 @pytest.mark.parametrize("role", [(), ("reader",)])
-async def test_every_answer_has_the_security_headers_and_no_banner(door: Door, path: str, role: tuple[str]) -> None:
+async def test_every_answer_has_the_security_headers_and_no_banner(door: Door, role: tuple[str]) -> None:
     async with door.client(*role) as client:
-        response = await client.get(path)
+        for path in ("/health", "/v1/goals", "/nowhere", "/metrics", "/ready", "/openapi.json"):
+            response = await client.get(path)
 
-    for name, value in SECURITY_HEADERS.items():
-        assert response.headers.get_list(name) == [value]
-    assert not {"server", "x-powered-by", "via"} & set(response.headers)
-    assert "access-control-allow-origin" not in response.headers
+            for name, value in SECURITY_HEADERS.items():
+                assert response.headers.get_list(name) == [value]
+            assert not {"server", "x-powered-by", "via"} & set(response.headers)
+            assert "access-control-allow-origin" not in response.headers
 
 
 async def test_the_stream_of_events_has_each_security_header_once(operator: httpx2.AsyncClient) -> None:

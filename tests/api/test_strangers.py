@@ -1,5 +1,6 @@
 """Who gets in: nobody unasked, by whatever path, and then only to what a role grants."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
@@ -81,22 +82,22 @@ async def test_a_token_of_another_fleet_is_a_strangers(doors: Callable[..., Door
         is_problem(await client.get("/v1/goals"), 401, "unauthenticated")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/goals", "//v1/goals", "/v1//goals", "/v1%2fgoals", "/v1/goals/", "/V1/Goals", "/health/../v1/goals",
-        "/health/%2e%2e/v1/goals", "/v1/goals;/health", "/v1/goals/..%2f..%2fhealth", "/health/", "//health", "/HEALTH",
-        "/docs", "/redoc", "/openapi.json", "/", "/nowhere", "/v1/goals%00", "/metrics/", "/.%2fv1/goals",
-    ],
+ODD_PATHS = (
+    "/v1/goals", "//v1/goals", "/v1//goals", "/v1%2fgoals", "/v1/goals/", "/V1/Goals", "/health/../v1/goals",
+    "/health/%2e%2e/v1/goals", "/v1/goals;/health", "/v1/goals/..%2f..%2fhealth", "/health/", "//health", "/HEALTH",
+    "/docs", "/redoc", "/openapi.json", "/", "/nowhere", "/v1/goals%00", "/metrics/", "/.%2fv1/goals",
 )  # fmt: skip
-async def test_no_way_of_writing_a_request_gets_round_the_gate(door: Door, path: str) -> None:
+
+
+async def test_no_way_of_writing_a_request_gets_round_the_gate(door: Door) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(dict(message))
 
-    for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW", "get"):
+    methods = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW", "get")
+    for method, path in itertools.product(methods, ODD_PATHS):
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
             "path": unquote(path), "raw_path": path.encode(), "query_string": b"", "root_path": "",
@@ -106,12 +107,12 @@ async def test_no_way_of_writing_a_request_gets_round_the_gate(door: Door, path:
 
         await door.app(scope, receive, send)
 
-        assert sent[0]["status"] == 401, method
+        assert sent[0]["status"] == 401, (method, path)
 
 
-@pytest.mark.parametrize("path", ["//v1/goals", "/v1/goals/", "/V1/Goals", "/nowhere", "/docs", "/health/"])
-async def test_whoever_is_known_is_told_that_there_is_nothing(operator: httpx2.AsyncClient, path: str) -> None:
-    is_problem(await operator.get(f"http://fleet{path}"), 404, "not_found")
+async def test_whoever_is_known_is_told_that_there_is_nothing(operator: httpx2.AsyncClient) -> None:
+    for path in ("//v1/goals", "/v1/goals/", "/V1/Goals", "/nowhere", "/docs", "/health/"):
+        is_problem(await operator.get(f"http://fleet{path}"), 404, "not_found")
 
 
 async def test_a_method_that_a_route_does_not_have_is_refused_with_those_it_has(operator: httpx2.AsyncClient) -> None:
