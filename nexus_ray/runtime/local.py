@@ -4,6 +4,7 @@ Law: everything that can be refused is refused before anything is started; all o
 """
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -34,19 +35,23 @@ def check_listen(settings: Settings) -> None:
     for path in (runtime.tls_cert, runtime.tls_key):
         if path is not None and not Path(path).is_file():
             raise FailedPreconditionError(f"there is no TLS file {path}")
-    for name, host, port in (
-        ("http", runtime.http_host, runtime.http_port),
-        ("dashboard", "127.0.0.1", runtime.dashboard_port),
-    ):
-        with socket.socket() as probe:
+    _check_port("http", runtime.http_host, runtime.http_port, "--port")
+    if runtime.dashboard:
+        _check_port("dashboard", "127.0.0.1", runtime.dashboard_port, "NEXUS_RUNTIME__DASHBOARD_PORT")
+
+
+def _check_port(name: str, host: str, port: int, flag: str) -> None:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                flag = "--port" if name == "http" else "NEXUS_RUNTIME__DASHBOARD_PORT"
-                raise FailedPreconditionError(
-                    f"the {name} port {host}:{port} is taken ({error.strerror}); choose another with {flag}"
-                ) from None
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            told = f"the {name} port {host}:{port} is taken; choose another with {flag}"
+        else:
+            told = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise FailedPreconditionError(told) from None
 
 
 def ray_environment(settings: Settings) -> dict[str, str]:

@@ -75,6 +75,27 @@ def test_a_taken_port_is_refused_with_the_flag_that_chooses_another(
     assert ("--port" if which == "http" else "NEXUS_RUNTIME__DASHBOARD_PORT") in result.stderr
 
 
+def test_a_dashboard_that_is_not_started_needs_no_port(
+    place: Path, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUS_RUNTIME__DASHBOARD_PORT", fleet.url.rpartition(":")[2])
+    monkeypatch.setenv("NEXUS_RUNTIME__DASHBOARD", "false")
+
+    # The next thing that is wrong is told, so the port was not.
+    assert "does not import" in nexus("up", "nowhere_fleet:app").stderr
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_not_called_a_taken_port(place: Path, host: str) -> None:
+    for name in ("c.pem", "k.pem"):
+        (place / name).write_text("")
+
+    result = nexus("up", "good_fleet:app", "--host", host, "--tls-cert", "c.pem", "--tls-key", "k.pem")
+
+    assert result.exit_code == 2
+    assert f"cannot listen on {host}" in result.stderr and "taken" not in result.stderr
+
+
 def test_a_misspelt_setting_is_refused_with_the_one_that_was_meant(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
