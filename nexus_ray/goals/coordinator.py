@@ -6,6 +6,7 @@ and what stands in the journal answers at once. The outcome is told to nobody be
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import closing
 
 from pydantic import BaseModel, ConfigDict
 
@@ -324,7 +325,8 @@ class Coordinator:
             steps = await read_steps(self.ledger, goal.id) if held.replays else {}
             run = GoalRun(self, goal, traceparent, steps)
             request = spec.payload.decode(goal.payload, "goal's payload")
-            answer = await spec.function(request, Team(run))
+            with closing(Team(run)) as team:
+                answer = await spec.function(request, team)
             return Answered(spec.result.encode(answer, f"result of goal {goal.type}"))
         except NexusError as error:
             return Raised(_failure(error))

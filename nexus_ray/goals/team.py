@@ -5,7 +5,8 @@ knows whether it ran, until the deadline.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from nexus_ray.agents.agent import Agent
@@ -17,6 +18,7 @@ from nexus_ray.core.clock import Clock
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
@@ -89,6 +91,8 @@ class Team:
         self._run = run
         self._keys = StepKeys()
         self._fallbacks: list[str] = []
+        self._asking: set[asyncio.Task[Any]] = set()  # The tasks that wait for an answer now.
+        self._is_closed = False
 
     @property
     def goal_id(self) -> str:
@@ -126,7 +130,8 @@ class Team:
                 deadline_at=self._deadline_at(timeout_s),
                 private=is_private,
             )
-            result = await self._until_known(order)
+            with self._under_way():
+                result = await self._until_known(order)
         if result.failure is not None:
             raise task_failed(result.failure)
         return spec.result.decode(result.value, f"result of {spec.type}/{key}")
@@ -147,7 +152,8 @@ class Team:
         step_key = self._keys.next(f"goal:{spec.type}", "", body)
         result = self._run.recorded(step_key)
         if result is None:
-            result = await self._run.sub_goal(spec, step_key, body, self._deadline_at(timeout_s))
+            with self._under_way():
+                result = await self._run.sub_goal(spec, step_key, body, self._deadline_at(timeout_s))
         if result.failure is not None:
             raise task_failed(result.failure)
         return spec.result.decode(result.value, f"result of goal {spec.type}")
@@ -223,6 +229,27 @@ class Team:
         """Tell followers how many tasks a strategy is about to ask for, so that they can draw a progress bar."""
         name = agent if isinstance(agent, str) else self._run.agent_type(agent) or agent.__name__
         self._run.note(EntryKind.PLANNED, dump_json({"strategy": strategy, "agent": name, "tasks": tasks}))
+
+    def close(self) -> None:
+        """Give up the questions that are under way, and refuse others: the goal's function has ended.
+
+        A function may leave some behind, such as the rest of an `asyncio.gather` of which one has failed.
+        """
+        self._is_closed = True
+        for task in self._asking:
+            task.cancel()
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        if self._is_closed:
+            raise FailedPreconditionError(f"goal {self.goal_id} has ended: nobody is asked for it any more")
+        task = asyncio.current_task()
+        assert task is not None  # Whoever asks is awaited.
+        self._asking.add(task)
+        try:
+            yield
+        finally:
+            self._asking.discard(task)
 
     def _agent_spec(self, agent: AgentRef) -> AgentSpec:
         name = agent if isinstance(agent, str) else self._run.agent_type(agent)
