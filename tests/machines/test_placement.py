@@ -10,7 +10,7 @@ NAMES = [f"agent/{number}" for number in range(10_000)]
 
 
 def members(*weights: float) -> Membership:
-    return Membership(1, tuple(Member(f"host-{n}", "here", "", weight) for n, weight in enumerate(weights)))
+    return Membership(1, tuple(Member(f"host-{n}", "here", "", weight=weight) for n, weight in enumerate(weights)))
 
 
 def shares(membership: Membership) -> dict[str, int]:
