@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         TaskFailedError,
         UnavailableError,
     )
+    from nexus_ray.goals.strategies import Call
     from nexus_ray.goals.team import Team
     from nexus_ray.runtime.client import connect
 
 _HOMES = {
     "Agent": "nexus_ray.agents.agent",
     "App": "nexus_ray.app",
+    "Call": "nexus_ray.goals.strategies",
     "InvalidArgumentError": "nexus_ray.core.errors",
     "NexusError": "nexus_ray.core.errors",
     "QuorumNotReachedError": "nexus_ray.core.errors",
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "App",
+    "Call",
     "InvalidArgumentError",
     "NexusError",
     "QuorumNotReachedError",
