@@ -1,12 +1,13 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench notebooks docs clean
 help:
 	@echo "make demo   review the Python packages installed here with a fleet of agents"
 	@echo "make test   run the tests"
 	@echo "make lint   check style, types and floors"
 	@echo "make bench  measure, and print a table"
+	@echo "make notebooks  run the notebooks against a fleet of their own, and keep what they print"
 	@echo "make docs   write docs/reference from the code"
 
 .venv/.stamp: pyproject.toml constraints.txt
@@ -32,6 +33,9 @@ bench: .venv/.stamp
 
 docs: .venv/.stamp
 	@$(BIN)/python docs/generate.py
+
+notebooks: .venv/.stamp
+	@$(BIN)/python -m notebooks.build
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
