@@ -5,19 +5,24 @@ The first roots of each second are kept, so that somebody trying things out sees
 Spans go to a file of the process, and from there `read_trace` puts a trace together again.
 """
 
+import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import threading
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from nexus_ray.observe.flusher import every_so_often
+
 _BUFFER_SPANS_MAX = 2000
-_FLUSH_AFTER_S = 0.2
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +67,28 @@ class SpanFile:
     def __init__(self, path: Path, bytes_max: int) -> None:
         self._path = path
         self._bytes_max = bytes_max
-        self._spans: list[SpanRecord] = []
-        self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None
+        # Filled by whoever ends a span, emptied by whoever flushes; both ends of a deque may be used at once.
+        self._spans: deque[SpanRecord] = deque()
+        self._flushing = threading.Lock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        every_so_often(self.flush)
 
     def add(self, span: SpanRecord) -> None:
         """Keep a span; it is written within a fraction of a second. Above the limit spans are dropped."""
-        with self._lock:
-            if len(self._spans) < _BUFFER_SPANS_MAX:
-                self._spans.append(span)
-            if self._timer is None:
-                self._timer = threading.Timer(_FLUSH_AFTER_S, self.flush)
-                self._timer.daemon = True
-                self._timer.start()
+        if len(self._spans) < _BUFFER_SPANS_MAX:
+            self._spans.append(span)
 
     def flush(self) -> None:
-        """Write what is kept."""
-        with self._lock:
-            spans, self._spans = self._spans, []
-            self._timer = None
-            if not spans:
+        """Write what is kept; spans that the disk does not take are dropped."""
+        with self._flushing, contextlib.suppress(OSError):
+            lines = []
+            while self._spans:
+                lines.append(orjson.dumps(self._spans.popleft(), default=str))
+            if not lines:
                 return
-            text = b"".join(orjson.dumps(asdict(span), default=str) + b"\n" for span in spans)
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                os.write(descriptor, text)
+                os.write(descriptor, b"\n".join(lines) + b"\n")
                 is_full = os.fstat(descriptor).st_size > self._bytes_max
             finally:
                 os.close(descriptor)
@@ -112,13 +113,7 @@ def new_span_id() -> str:
 
 def is_traceparent(text: str) -> bool:
     """Tell whether a header is a W3C trace context of version 00."""
-    parts = text.split("-")
-    return (
-        [len(part) for part in parts] == [2, 32, 16, 2]
-        and parts[0] == "00"
-        and all(character in "0123456789abcdef-" for character in text)
-        and parts[1] != "0" * 32
-    )
+    return _TRACEPARENT.fullmatch(text) is not None
 
 
 def is_sampled(traceparent: str) -> bool:

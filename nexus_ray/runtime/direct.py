@@ -6,12 +6,12 @@ whatever outcomes are ready.
 """
 
 import asyncio
+import contextlib
 import functools
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import ray
 
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import NexusError, UnavailableError, error_classes
@@ -20,14 +20,15 @@ from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.observe.operation import observe
 from nexus_ray.runtime.follow import watch_membership
 from nexus_ray.runtime.front import SubmitRequest, build_goal
-from nexus_ray.runtime.names import NAMESPACE
+from nexus_ray.runtime.peer import Peer, host_peer
 from nexus_ray.runtime.process import HostProcess
-from nexus_ray.runtime.ray_errors import translate
+from nexus_ray.runtime.wire import register
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
 
 _EXCHANGES_PARKED_MAX = 2  # One waits at the host while the next brings goals; more would only be parked.
 _WAIT_S = 10.0
+_AGAIN_AFTER_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ class Answer:
     outcome: Outcome | None = None
     error: str = ""
     message: str = ""
+
+
+register(SubmitRequest, Answer)
 
 
 class DirectDoor:
@@ -113,73 +117,110 @@ class DirectDoor:
 
 
 class DirectClient:
-    """The caller's side, in a driver or task of the same Ray cluster; used from one event loop only."""
+    """The caller's side, in a driver or task of the same Ray cluster; used from one event loop only.
+
+    A goal whose host is lost is submitted again under the same idempotency key, so it is one goal all the same.
+    """
 
     def __init__(self, token: str) -> None:
         self._token = token
         self._client = new_id("client")
-        self._hosts: list[Any] = []
+        self._hosts: list[Peer] = []
+        self._epoch = 0
         self._numbers = 0
-        self._turn = 0
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._outgoing: dict[int, list[tuple[int, SubmitRequest]]] = {}
-        self._parked: dict[int, int] = {}
+        self._waiting: dict[int, tuple[str, asyncio.Future[Answer]]] = {}
+        self._outgoing: dict[str, list[tuple[int, SubmitRequest]]] = {}
+        self._parked: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
-        """Look up the hosts."""
+        """Look up the hosts.
+
+        Raises:
+            UnavailableError: There are none, or the directory does not answer.
+        """
         membership = await watch_membership(0, _WAIT_S)
-        try:
-            self._hosts = [ray.get_actor(member.host, namespace=NAMESPACE) for member in membership.members]
-        except Exception as error:
-            raise translate(error, "the fleet") from None
+        if membership.epoch != self._epoch:
+            self._epoch = membership.epoch
+            for peer in self._hosts:
+                peer.close()
+            self._hosts = [host_peer(member) for member in membership.members]
         if not self._hosts:
             raise UnavailableError("the fleet has no hosts")
 
-    async def run(self, type_name: str, payload: bytes, timeout_s: float | None = None) -> Outcome:
-        """Submit a goal and return its outcome.
+    async def close(self) -> None:
+        """Hang up; goals under way go on."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for peer in self._hosts:
+            peer.close()
+
+    async def run(self, type_name: str, payload: bytes, timeout_s: float = 3600.0) -> Outcome:
+        """Submit a goal and return its outcome, whatever becomes of hosts meanwhile.
+
+        Args:
+            type_name: The goal type.
+            payload: JSON.
+            timeout_s: How long the goal may take.
 
         Raises:
-            NexusError: It was refused, or its outcome cannot be had here.
+            NexusError: It was refused, or its outcome cannot be had here in time.
         """
         self._numbers += 1
+        request = SubmitRequest(type_name, payload, timeout_s, f"{self._client}-{self._numbers}")
+        ends_at = time.monotonic() + timeout_s
+        while True:
+            try:
+                return await self._run_once(self._numbers, request)
+            except UnavailableError:
+                if time.monotonic() + _AGAIN_AFTER_S >= ends_at:
+                    raise
+            await asyncio.sleep(_AGAIN_AFTER_S)
+            with contextlib.suppress(UnavailableError):
+                await self.connect()
+
+    async def _run_once(self, turn: int, request: SubmitRequest) -> Outcome:
+        peer = self._hosts[turn % len(self._hosts)]
+        self._numbers += 1
         number = self._numbers
-        self._turn = (self._turn + 1) % len(self._hosts)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
-        self._outgoing.setdefault(self._turn, []).append((number, SubmitRequest(type_name, payload, timeout_s)))
-        self._kick(self._turn)
+        self._waiting[number] = (peer.name, future)
+        self._outgoing.setdefault(peer.name, []).append((number, request))
+        if self._parked[peer.name] < _EXCHANGES_PARKED_MAX:
+            self._parked[peer.name] += 1
+            task = asyncio.get_running_loop().create_task(self._exchange(peer), name="exchange")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         answer = await future
         if answer.outcome is None:
             raise error_classes().get(answer.error, NexusError)(answer.message)
         return answer.outcome
 
-    def _kick(self, host: int) -> None:
-        if self._parked.get(host, 0) < _EXCHANGES_PARKED_MAX:
-            self._parked[host] = self._parked.get(host, 0) + 1
-            task = asyncio.get_running_loop().create_task(self._exchange(host), name="exchange")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _exchange(self, host: int) -> None:
+    async def _exchange(self, peer: Peer) -> None:
         await asyncio.sleep(0)  # Lets everybody who is about to submit do so: one call carries them all.
-        mine: set[int] = set()
+        host = peer.name
         try:
-            while self._waiting:
+            while any(waiting_for == host for waiting_for, _ in self._waiting.values()):
                 requests = self._outgoing.pop(host, [])
-                mine.update(number for number, _ in requests)
                 if not requests and self._parked[host] > 1:
                     return  # The other call is parked there already.
-                answers = await self._hosts[host].exchange.remote(self._client, self._token, requests, _WAIT_S)
+                answers = await peer.call("exchange", self._client, self._token, requests, _WAIT_S)
                 for answer in answers:
-                    future = self._waiting.pop(answer.number, None)
-                    if future is not None and not future.done():
-                        future.set_result(answer)
-        except Exception as error:
-            translated = translate(error, "the host")
-            for number in mine:
-                future = self._waiting.pop(number, None)
-                if future is not None and not future.done():
-                    future.set_exception(translated)
+                    self._settle(answer.number, answer)
+        except NexusError as error:
+            self._outgoing.pop(host, None)
+            for number in [number for number, (waiting_for, _) in self._waiting.items() if waiting_for == host]:
+                self._settle(number, error)
         finally:
             self._parked[host] -= 1
+
+    def _settle(self, number: int, answer: Answer | NexusError) -> None:
+        _, future = self._waiting.pop(number, ("", None))
+        if future is None or future.done():
+            return
+        if isinstance(answer, NexusError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)

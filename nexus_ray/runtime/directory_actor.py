@@ -129,7 +129,7 @@ class DirectoryActor:
         async with self._starting:
             if self._directory is None:
                 hosts = RayHosts(self._app_path, self._settings)
-                directory = Directory(hosts, RayLedger(), self._settings.runtime.health_interval_s)
+                directory = Directory(hosts, RayLedger(self._settings), self._settings.runtime.health_interval_s)
                 await directory.start()
                 self._directory = directory
         return await self._directory.watch(epoch, wait_s)

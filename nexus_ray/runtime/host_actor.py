@@ -18,29 +18,30 @@ from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
 from nexus_ray.runtime.isolation import RayIsolation
 from nexus_ray.runtime.ledger_actor import RayLedger
-from nexus_ray.runtime.names import NAMESPACE
 from nexus_ray.runtime.parcels import Item
+from nexus_ray.runtime.peer import Peer, host_peer, socket_folder
 from nexus_ray.runtime.placement import Member
 from nexus_ray.runtime.process import HostProcess
-from nexus_ray.runtime.ray_errors import translate
+from nexus_ray.runtime.wire import WireServer
+
+_PEERS_MAX = 1000
 
 
-class RayCarrier:
-    """Carries parcels as Ray calls. Implements `Carrier`."""
+class PeerCarrier:
+    """Carries parcels to other hosts. Implements `Carrier`."""
 
     def __init__(self) -> None:
-        self._actors: dict[str, Any] = {}
+        self._peers: dict[str, Peer] = {}
 
     async def carry(self, member: Member, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Return when the other host has the parcel."""
-        try:
-            actor = self._actors.get(member.host)
-            if actor is None:
-                actor = self._actors[member.host] = ray.get_actor(member.host, namespace=NAMESPACE)
-            await actor.deliver.remote(origin, epoch, items)
-        except Exception as error:
-            self._actors.pop(member.host, None)
-            raise translate(error, f"host {member.host}") from None
+        peer = self._peers.get(member.host)
+        if peer is None:
+            # A host that has left is never asked again: forget the oldest, there are only a few at a time.
+            while len(self._peers) >= _PEERS_MAX:
+                self._peers.pop(next(iter(self._peers))).close()
+            peer = self._peers[member.host] = host_peer(member)
+        await peer.call("deliver", origin, epoch, items)
 
 
 class AgentHost:
@@ -53,23 +54,27 @@ class AgentHost:
             node=node_name(),
             app=load_app(app_path),
             settings=settings,
-            ledger=RayLedger(),
-            carrier=RayCarrier(),
+            ledger=RayLedger(settings),
+            carrier=PeerCarrier(),
             isolation=RayIsolation(app_path, settings),
         )
         self._door = DirectDoor(self._process, settings)
+        self._socket = socket_folder(settings.state_dir) / f"{host}.sock"
+        self._wire = WireServer(self._socket, {"deliver": self._process.deliver, "exchange": self._door.exchange})
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> Member:
         """Begin to work, unless it has begun already; return this host's entry for the membership."""
         if not self._tasks:
             self._process.start()
+            await self._wire.start()
             loop = asyncio.get_running_loop()
             self._tasks = [
                 loop.create_task(self._until_fenced(), name="until fenced"),
                 loop.create_task(follow_membership(self._process.set_membership), name="follow membership"),
             ]
-        return Member(self._process.host, node_name(), ray.get_runtime_context().get_node_id())
+        node_id = ray.get_runtime_context().get_node_id()
+        return Member(self._process.host, node_name(), node_id, str(self._socket))
 
     async def ping(self) -> int:
         """Show that the event loop turns; return the epoch gone by."""
@@ -115,6 +120,7 @@ class AgentHost:
 
     async def stop(self) -> None:
         """Stop; what is under way goes on elsewhere."""
+        await self._wire.close()
         await self._process.close()
 
     async def until_death(self) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from nexus_ray.agents.task import AgentState
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import UnavailableError
@@ -18,8 +16,9 @@ from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.runtime.boot import configure_process
-from nexus_ray.runtime.names import LEDGER, NAMESPACE
-from nexus_ray.runtime.ray_errors import translate
+from nexus_ray.runtime.names import LEDGER
+from nexus_ray.runtime.peer import Peer, socket_folder
+from nexus_ray.runtime.wire import WireServer
 
 _TRIES = 40  # With the pauses below some 10 s: longer than a killed ledger process takes to be back.
 _PAUSE_S = 0.25
@@ -33,6 +32,7 @@ class LedgerActor:
         self._settings = settings
         self._ledger: SqliteLedger | None = None
         self._opening = asyncio.Lock()
+        self._wire = WireServer(ledger_socket(settings), {"call": self.call})
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one method of the port."""
@@ -40,6 +40,7 @@ class LedgerActor:
 
     async def stop(self) -> None:
         """Close the ledger."""
+        await self._wire.close()
         if self._ledger is not None:
             await self._ledger.close()
 
@@ -49,30 +50,28 @@ class LedgerActor:
                 folder = Path(self._settings.state_dir) / "ledger"
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._ledger = await SqliteLedger.open(folder / "ledger.sqlite", self._settings.ledger)
+                await self._wire.start()
         return self._ledger
+
+
+def ledger_socket(settings: Settings) -> Path:
+    """Return where the ledger listens on its machine."""
+    return socket_folder(settings.state_dir) / "ledger.sock"
 
 
 class RayLedger:
     """Implements `Ledger` over the actor; waits for a ledger process that died, since every call may be repeated."""
 
-    def __init__(self) -> None:
-        self._actor: Any = None
+    def __init__(self, settings: Settings) -> None:
+        self._peer = Peer(LEDGER, ledger_socket(settings))
 
     async def _call(self, method: str, *arguments: Any, tries: int = _TRIES) -> Any:
         for attempt in range(1, tries + 1):
             try:
-                if self._actor is None:
-                    self._actor = ray.get_actor(LEDGER, namespace=NAMESPACE)
-                return await self._actor.call.remote(method, *arguments)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                translated = translate(error, "the ledger")
-                is_gone = not isinstance(error, ray.exceptions.RayTaskError)
-                if is_gone:
-                    self._actor = None
-                if not is_gone or attempt == tries or not isinstance(translated, UnavailableError):
-                    raise translated from None
+                return await self._peer.call("call", method, *arguments)
+            except UnavailableError as error:
+                if attempt == tries or not error.details.get("is_lost"):
+                    raise
                 await asyncio.sleep(_PAUSE_S)
         raise AssertionError("unreachable")
 
@@ -121,6 +120,4 @@ class RayLedger:
 
     async def close(self) -> None:
         """Let go; the actor lives on for the others."""
-        self._actor = None
-
-
+        self._peer.close()

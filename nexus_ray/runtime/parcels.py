@@ -16,6 +16,7 @@ from nexus_ray.core.errors import NexusError, ResourceExhaustedError, Unavailabl
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.placement import Member, Membership, Placement
+from nexus_ray.runtime.wire import register
 
 log = get_logger("runtime.parcels")
 
@@ -49,6 +50,7 @@ class Cancel:
 
 
 Item = Request | Reply | Cancel
+register(Request, Reply, Cancel)
 
 
 class Carrier(Protocol):

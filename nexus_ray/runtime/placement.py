@@ -15,11 +15,12 @@ _CACHE_NAMES_MAX = 100_000  # About 20 MB; cleared whole when full, since order 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One host: its name, its machine's name and Ray's id of it, its weight and its version pool."""
+    """One host: its name, its machine's name and Ray's id of it, its socket there, its weight and version pool."""
 
     host: str
     node: str
     node_id: str
+    address: str = ""
     weight: float = 1.0
     pool: str = "main"
 
