@@ -48,7 +48,7 @@ class Mailbox:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.leave()  # The turn was given and is not taken: the next one has it.
-            else:
+            elif turn in self._waiting:  # Not, where a turn was given back in the same moment and passed it over.
                 self._waiting.remove(turn)
             raise
 

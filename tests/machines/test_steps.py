@@ -112,6 +112,18 @@ async def test_a_cancelled_wait_gives_its_turn_to_the_next(is_given: bool) -> No
     assert story == [0, 2] and (mailbox.running, mailbox.waiting) == (1, 0)
 
 
+async def test_a_wait_that_is_cancelled_just_before_its_turn_would_come_ends_as_cancelled() -> None:
+    mailbox, story = Mailbox(1, 10), list[int]()
+    tasks = [asyncio.ensure_future(enter(mailbox, story, number)) for number in range(3)]
+    await asyncio.sleep(0)
+
+    tasks[1].cancel()
+    mailbox.leave()
+    await asyncio.wait(tasks, timeout=5)
+
+    assert tasks[1].cancelled() and story == [0, 2] and (mailbox.running, mailbox.waiting) == (1, 0)
+
+
 async def test_a_turn_that_is_held_on_is_given_back_by_its_own_leave() -> None:
     mailbox, story = Mailbox(1, 10), list[int]()
     tasks = [asyncio.ensure_future(enter(mailbox, story, number)) for number in range(2)]
