@@ -4,7 +4,6 @@ Law: the state in memory is never ahead of what the last successful task left: a
 """
 
 import asyncio
-import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,13 +12,14 @@ from nexus_ray.agents.mailbox import Mailbox
 from nexus_ray.agents.ports import IsolatedAgent, Isolation, Recorder
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import AgentState, TaskOrder
-from nexus_ray.core.context import CallContext
 from nexus_ray.core.errors import DeadlineExceededError, InvalidArgumentError, TaskFailedError, UnavailableError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.observe.logs import get_logger
 
 log = get_logger("agents.activation")
 
+# What a user's code may raise. The last two would take the whole host with them: a Ray actor does not survive them.
+_FAILURES = (Exception, SystemExit, KeyboardInterrupt)
 _MESSAGE_CHARACTERS_MAX = 500  # An agent's error text ends up in the ledger, in logs and in answers.
 
 
@@ -35,7 +35,7 @@ class Surroundings(NamedTuple):
 class Activation:
     """One awake agent; used from one event loop only."""
 
-    __slots__ = ("_agent", "_around", "_body", "_id", "_isolated", "_version", "mailbox", "spec", "used_at")
+    __slots__ = ("_agent", "_around", "_body", "_id", "_isolated", "_version", "_waking", "mailbox", "spec", "used_at")
 
     def __init__(self, agent: AgentId, spec: AgentSpec, around: Surroundings) -> None:
         self._id = agent
@@ -47,6 +47,7 @@ class Activation:
         self._isolated: IsolatedAgent | None = None
         self._body = b""
         self._version = 0
+        self._waking = asyncio.Lock() if spec.options.concurrency > 1 else None
 
     async def handle(self, order: TaskOrder, attempt: int, traceparent: str) -> tuple[bytes, AgentState | None]:
         """Run one attempt; return the result as JSON, and the state if the task changed it.
@@ -57,7 +58,7 @@ class Activation:
             InvalidArgumentError: The payload does not fit, or the state that is left is over the limit.
         """
         if self._agent is None and self._isolated is None:
-            await self._wake()
+            await self._wake_once()
         if self._isolated is not None:
             value, body = await self._isolated.handle(order, attempt, self._body)
             self._check_size(value, "result")
@@ -85,8 +86,16 @@ class Activation:
         if agent is not None and type(agent).stop is not Agent.stop:
             try:
                 await agent.stop()
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
+            except _FAILURES as error:
                 log.warning("agent.stop_failed", agent=str(self._id), error=f"{type(error).__name__}: {error}")
+
+    async def _wake_once(self) -> None:
+        if self._waking is None:
+            await self._wake()
+            return
+        async with self._waking:  # Several tasks may come to an agent that sleeps; it is one agent all the same.
+            if self._agent is None and self._isolated is None:
+                await self._wake()
 
     async def _wake(self) -> None:
         spec = self.spec
@@ -99,10 +108,14 @@ class Activation:
                 raise UnavailableError("there are no processes for isolated agents here")
             self._isolated = await self._around.isolation.start(self._id, spec)
             return
-        with _as_task_failure(self._id):
+        try:
             agent = wake(spec, self._id, self._body)
             if spec.cls.start is not Agent.start:
                 await agent.start()
+        except TaskFailedError:
+            raise
+        except _FAILURES as error:
+            raise _raised(self._id, error) from error
         if spec.state is not None and not self._body:
             self._body = spec.state.encode(agent.state, "state")
         self._agent = agent
@@ -111,14 +124,18 @@ class Activation:
         spec = self.spec
         payload = spec.payload.decode(order.payload)
         arguments = (payload, task_of(order, attempt, traceparent)) if spec.wants_task else (payload,)
-        with _as_task_failure(self._id):
+        try:
             if spec.is_async:
                 result = await self._agent.handle(*arguments)
             else:
                 result = await self._in_thread(arguments)
-            value = spec.result.encode(result, f"result of {self._id}")
+            value = spec.result.encode(result, "result")
             self._check_size(value, "result")
             return value
+        except TaskFailedError:
+            raise
+        except _FAILURES as error:
+            raise _raised(self._id, error) from error
 
     async def _in_thread(self, arguments: tuple[Any, ...]) -> Any:
         future = asyncio.get_running_loop().run_in_executor(self._around.threads, self._agent.handle, *arguments)
@@ -169,7 +186,7 @@ def wake(spec: AgentSpec, agent_id: AgentId, state: bytes) -> Any:
 def task_of(order: TaskOrder, attempt: int, traceparent: str) -> Task:
     """Return the order as the agent sees it."""
     headers = {**order.headers, "deadline": repr(order.deadline_at), "traceparent": traceparent}
-    return Task(order.goal_id, order.step_key, order.agent, attempt, CallContext.from_headers(headers))
+    return Task(order.goal_id, order.step_key, order.agent, attempt, headers)
 
 
 def task_failure(agent: AgentId, error: BaseException) -> TaskFailedError:
@@ -178,13 +195,6 @@ def task_failure(agent: AgentId, error: BaseException) -> TaskFailedError:
     return TaskFailedError(f"{agent} failed: {text}", error_type=type(error).__name__)
 
 
-@contextlib.contextmanager
-def _as_task_failure(agent: AgentId) -> Any:
-    try:
-        yield
-    except TaskFailedError:
-        raise
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        # The last two would take the whole host with them: an async Ray actor does not survive them.
-        log.warning("task.raised", agent=str(agent), exc_info=True)
-        raise task_failure(agent, error) from error
+def _raised(agent: AgentId, error: BaseException) -> TaskFailedError:
+    log.warning("task.raised", agent=str(agent), exc_info=error)
+    return task_failure(agent, error)

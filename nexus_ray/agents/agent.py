@@ -3,10 +3,10 @@
 An agent is virtual: `(type, key)` always exists, is activated on first use and passivated when idle.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from nexus_ray.core.context import CallContext
+from nexus_ray.core.context import CallContext, Headers
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.identity import AgentId, Session
 
@@ -22,7 +22,12 @@ class Task:
     step_key: str
     agent: AgentId
     attempt: int
-    context: CallContext
+    headers: Headers = field(repr=False)
+
+    @property
+    def context(self) -> CallContext:
+        """Who asks, until when, under which trace."""
+        return CallContext.from_headers(self.headers)
 
     @property
     def idempotency_key(self) -> str:

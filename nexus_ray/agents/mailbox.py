@@ -28,14 +28,20 @@ class Mailbox:
         """Tell whether nothing runs and nothing waits."""
         return self.running == 0 and not self._waiting
 
+    def try_enter(self) -> bool:
+        """Take a turn if there is one; the caller leaves as after `enter`."""
+        if self.running >= self._concurrency or self._waiting:
+            return False
+        self.running += 1
+        return True
+
     async def enter(self) -> None:
         """Wait for a turn; first come, first served.
 
         Raises:
             ResourceExhaustedError: `waiting_max` tasks wait already.
         """
-        if self.running < self._concurrency and not self._waiting:
-            self.running += 1
+        if self.try_enter():
             return
         if self._waiting is None:
             self._waiting = deque()

@@ -11,12 +11,15 @@ from nexus_ray.core.identity import AgentId
 class Recorder(Protocol):
     """Where results and agent states become durable."""
 
-    def record(self, order: TaskOrder, result: TaskResult, state: AgentState | None) -> "asyncio.Future[bool]":
+    def record(
+        self, order: TaskOrder, result: TaskResult, state: AgentState | None, *, is_awaited: bool
+    ) -> "asyncio.Future[bool]":
         """Write the result, and the state with it, after everything that was recorded before.
 
+        What nobody waits for (`is_awaited` False) may take some milliseconds longer, to go with what comes next.
         The future resolves when that is durable: true, or false if it did not take effect, because the step stands
         already, its goal has ended, or the state is not the successor of the stored one. It raises `FencedError`
-        when this host may not write any more. Nobody need await it.
+        when this host may not write any more.
         """
         ...
 

@@ -33,6 +33,7 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.observe.operation import observe
+from nexus_ray.resilience.expiry import expiry
 from nexus_ray.resilience.retry import RetryPolicy
 
 log = get_logger("agents.runner")
@@ -99,11 +100,14 @@ class AgentRunner:
         return rows
 
     async def run(self, order: TaskOrder, *, is_local: bool) -> TaskResult:
-        """Run one task and record it.
+        """Run one task; record it here if the agent has durable state or who asks is here.
+
+        The result of an agent without durable state that another host asked is recorded by that host, by `take_in`:
+        in its stream, before the outcome that follows from it, and without waiting for the disk on the way.
 
         Args:
             order: What to run; `order.deadline_at` bounds waiting and running together.
-            is_local: The result stays in this process, so it need not wait for its record, unless state changed.
+            is_local: Who asks is in this process, so the result need not wait for its record, unless state changed.
 
         Raises:
             UnavailableError: Draining, or the record did not take effect; look the step up before asking again.
@@ -117,34 +121,48 @@ class AgentRunner:
             failure = self._failure(order, NotFoundError(f"there is no agent type {order.agent.type!r}"), 0)
             return TaskResult(order.step_key, b"", failure, self._host, 0, now, now)
         activation = self._activation(order, spec)
-        remaining_s = order.deadline_at - self._clock.now()
         with observe(
-            "agent.interaction",
-            traceparent=order.headers.get("traceparent", ""),
-            agent_type=spec.type,
-            attributes={"agent.id": str(order.agent), "goal.id": order.goal_id, "nexus.host": self._host},
+            "agent.interaction", traceparent=order.headers.get("traceparent", ""), agent_type=spec.type
         ) as operation:
-            try:
-                async with asyncio.timeout(remaining_s):
-                    await activation.mailbox.enter()
-            except TimeoutError:
+            if operation.is_kept:
+                operation.set({"agent.id": str(order.agent), "goal.id": order.goal_id, "nexus.host": self._host})
+            if not activation.mailbox.try_enter() and not await self._enter(activation, order):
                 operation.result = "expired"
                 return await self._expired_waiting(order, is_local)
-            except ResourceExhaustedError as error:
-                metrics.count("nexus_mailbox_refusals_total", agent_type=spec.type)
-                text = f"the mailbox of {order.agent} is full"
-                raise ResourceExhaustedError(text, agent=str(order.agent), **error.details) from None
             try:
                 result, state = await self._attempts(activation, order, operation.traceparent)
-                pending = self._recorder.record(order, result, state)
+                is_awaited = state is not None or (spec.state is not None and not is_local)
+                is_recorded = is_local or spec.state is not None
+                if is_recorded:
+                    pending = self._recorder.record(order, result, state, is_awaited=is_awaited)
             finally:
                 activation.mailbox.leave()
             if result.failure is not None:
                 operation.result = "expired" if result.failure.code == "deadline_exceeded" else "error"
-                operation.set({"error": result.failure.message, "attempts": result.attempts})
-            if is_local and state is None:
+                operation.set(
+                    {
+                        "agent.id": str(order.agent),
+                        "goal.id": order.goal_id,
+                        "error": result.failure.message,
+                        "attempts": result.attempts,
+                    }
+                )
+            if not is_awaited:
                 return result
             return await self._durable(activation, order, result, pending)
+
+    async def _enter(self, activation: Activation, order: TaskOrder) -> bool:
+        """Wait for a turn; False if the deadline passed before there was one."""
+        try:
+            with expiry(order.deadline_at - self._clock.now()):
+                await activation.mailbox.enter()
+        except TimeoutError:
+            return False
+        except ResourceExhaustedError as error:
+            metrics.count("nexus_mailbox_refusals_total", agent_type=order.agent.type)
+            text = f"the mailbox of {order.agent} is full"
+            raise ResourceExhaustedError(text, agent=str(order.agent), **error.details) from None
+        return True
 
     async def _durable(
         self, activation: Activation, order: TaskOrder, result: TaskResult, pending: "asyncio.Future[bool]"
@@ -158,7 +176,7 @@ class AgentRunner:
             # The ledger will never take this result: then that is the result, else it would be asked for for ever.
             self._drop(order.agent, activation)
             result = replace(result, value=b"", failure=self._failure(order, error, result.attempts))
-            took_effect = await self._recorder.record(order, result, None)
+            took_effect = await self._recorder.record(order, result, None, is_awaited=True)
         if not took_effect:
             self._drop(order.agent, activation)
             raise UnavailableError("the result did not take effect: the agent or its goal is elsewhere now")
@@ -188,7 +206,7 @@ class AgentRunner:
         while True:
             attempt += 1
             try:
-                async with asyncio.timeout(deadline_at - self._clock.now()):
+                with expiry(deadline_at - self._clock.now()):
                     value, state = await activation.handle(order, attempt, traceparent)
                 now = self._clock.now()
                 activation.used_at = now
@@ -215,10 +233,17 @@ class AgentRunner:
         now = self._clock.now()
         error = DeadlineExceededError(f"the deadline passed while the task waited for {order.agent}")
         result = TaskResult(order.step_key, b"", self._failure(order, error, 0), self._host, 0, now, now)
-        pending = self._recorder.record(order, result, None)
-        if not is_local:
-            await pending
+        if is_local or self._specs[order.agent.type].state is not None:
+            pending = self._recorder.record(order, result, None, is_awaited=not is_local)
+            if not is_local:
+                await pending
         return result
+
+    def take_in(self, order: TaskOrder, result: TaskResult) -> None:
+        """Record a result that another host sent, where that is left to the host that asked."""
+        spec = self._specs.get(order.agent.type)
+        if spec is None or spec.state is None:
+            self._recorder.record(order, result, None, is_awaited=False)
 
     def _failure(self, order: TaskOrder, error: NexusError, attempts: int) -> Failure:
         return Failure(

@@ -25,11 +25,8 @@ def new_id(prefix: str) -> str:
 
 def digest(*parts: bytes) -> str:
     """Return 32 hexadecimal characters that name `parts` by content; where one part ends matters."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "big"))
-        hasher.update(part)
-    return hasher.hexdigest()
+    lengths = ",".join([str(len(part)) for part in parts])
+    return hashlib.blake2b(f"{lengths};".encode() + b"".join(parts), digest_size=16).hexdigest()
 
 
 def _base32(number: int, length: int) -> str:

@@ -56,9 +56,9 @@ class GoalRun:
         """Return the result that stands in the journal now."""
         return (await read_steps(self._coordinator.ledger, self.goal.id)).get(step_key)
 
-    async def dispatch(self, order: TaskOrder) -> TaskResult:
-        """Run a task where its agent is."""
-        return await self._coordinator.dispatcher.dispatch(order)
+    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
+        """Have a task run where its agent is."""
+        return self._coordinator.dispatcher.dispatch(order)
 
     async def sub_goal(self, spec: GoalSpec, step_key: str, payload: bytes, deadline_at: float) -> TaskResult:
         """Accept a goal of this goal, see it to its outcome and record that as a step."""
@@ -85,7 +85,7 @@ class GoalRun:
             ended_at=self.clock.now(),
         )
         body = step_body(f"goal:{spec.type}/{child.id}", result)
-        self._coordinator.stream.write(Step(self.goal.id, step_key, result.ended_at, body))
+        self._coordinator.stream.write(Step(self.goal.id, step_key, result.ended_at, body), is_awaited=False)
         return result
 
     async def _outcome(self, child: Goal) -> Outcome:
@@ -102,7 +102,7 @@ class GoalRun:
 
     def note(self, kind: EntryKind, body: bytes) -> None:
         """Tell followers something; a run that replays says it again, which harms nobody."""
-        self._coordinator.stream.write(Note(self.goal.id, self.clock.now(), body, kind))
+        self._coordinator.stream.write(Note(self.goal.id, self.clock.now(), body, kind), is_awaited=False)
 
     def agent_spec(self, name: str) -> AgentSpec | None:
         """Return an agent type by its name."""

@@ -5,6 +5,7 @@ Law: a strategy asks only through the team, so all it learns is on record; and w
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,18 +69,14 @@ async def fan_out(
         raise InvalidArgumentError("concurrency must be at least 1")
     needed = _needed(quorum, len(payloads))
     team.plan("fan_out", agent, len(payloads))
-    turnstile = asyncio.Semaphore(concurrency) if concurrency < len(payloads) else None
-
-    async def one(position: int, payload: Any) -> Any:
-        name = str(position) if key is None else key(payload)
-        if turnstile is None:
-            return await team.ask(agent, payload, key=name, timeout_s=timeout_s)
-        async with turnstile:
-            return await team.ask(agent, payload, key=name, timeout_s=timeout_s)
-
+    tasks = _begin(
+        team,
+        [Call(agent, payload, str(at) if key is None else key(payload)) for at, payload in enumerate(payloads)],
+        timeout_s,
+        concurrency,
+    )
     if quorum is None and not return_errors:
-        return await _all(one(position, payload) for position, payload in enumerate(payloads))
-    tasks = [asyncio.ensure_future(one(position, payload)) for position, payload in enumerate(payloads)]
+        return await _all(tasks)
     try:
         await _until_enough(tasks, needed, is_lost_early=quorum is not None)
         good = sum(_is_good(task) for task in tasks)
@@ -118,10 +115,8 @@ async def map_reduce(
             return await team.ask(reducer, chunks[0], key=reduce_key, timeout_s=timeout_s)
         depth += 1
         team.plan("map_reduce", reducer, len(chunks))
-        level = await _all(
-            team.ask(reducer, chunk, key=f"{reduce_key}.{depth}.{position}", timeout_s=timeout_s)
-            for position, chunk in enumerate(chunks)
-        )
+        calls = [Call(reducer, chunk, f"{reduce_key}.{depth}.{position}") for position, chunk in enumerate(chunks)]
+        level = await _all(_begin(team, calls, timeout_s))
 
 
 async def race(team: "Team", calls: Sequence[Call], *, timeout_s: float | None = None) -> Any:
@@ -133,10 +128,7 @@ async def race(team: "Team", calls: Sequence[Call], *, timeout_s: float | None =
     if not calls:
         raise InvalidArgumentError("a race needs at least one call")
     team.plan("race", calls[0].agent, len(calls))
-    tasks = [
-        asyncio.ensure_future(team.ask(call.agent, call.payload, key=call.key, timeout_s=timeout_s)) for call in calls
-    ]
-    return await _first_good(tasks)
+    return await _first_good(_begin(team, calls, timeout_s))
 
 
 async def hedge(
@@ -158,7 +150,7 @@ async def hedge(
     tasks: list[asyncio.Future[Any]] = []
     try:
         for key in keys:
-            tasks.append(asyncio.ensure_future(team.ask(agent, payload, key=key, timeout_s=timeout_s)))
+            tasks += _begin(team, [Call(agent, payload, key)], timeout_s)
             running = [task for task in tasks if not task.done()]
             await asyncio.wait(running, timeout=after_s, return_when=asyncio.FIRST_COMPLETED)
             if any(_is_good(task) for task in tasks):
@@ -197,10 +189,8 @@ async def vote(
     if not 1 <= agree <= voters:
         raise InvalidArgumentError(f"agree must be 1 to {voters} of {voters} voters, not {agree}")
     team.plan("vote", agent, voters)
-    tasks = [
-        asyncio.ensure_future(team.ask(agent, payload, key=f"{key}#{number}", timeout_s=timeout_s))
-        for number in range(1, voters + 1)
-    ]
+    calls = [Call(agent, payload, f"{key}#{number}") for number in range(1, voters + 1)]
+    tasks = _begin(team, calls, timeout_s)
     counts: dict[bytes, list[Any]] = {}
     try:
         waiting: set[asyncio.Future[Any]] = set(tasks)
@@ -241,10 +231,49 @@ def _needed(quorum: float | int | None, total: int) -> int:
     return needed
 
 
-async def _all(questions: Any) -> list[Any]:
-    tasks = [asyncio.ensure_future(question) for question in questions]
+def _begin(
+    team: "Team", calls: Sequence[Call], timeout_s: float | None, concurrency: int = sys.maxsize
+) -> list["asyncio.Future[Any]"]:
+    """Put all questions, `concurrency` of them at one time; one that cannot be put is answered by its error."""
+    if concurrency < len(calls):
+        turnstile = asyncio.Semaphore(concurrency)
+
+        async def one(call: Call) -> Any:
+            async with turnstile:
+                return await team.begin(call.agent, call.payload, key=call.key, timeout_s=timeout_s)
+
+        return [asyncio.ensure_future(one(call)) for call in calls]
+    answers: list[asyncio.Future[Any]] = []
+    for call in calls:
+        try:
+            answers.append(team.begin(call.agent, call.payload, key=call.key, timeout_s=timeout_s))
+        except NexusError as error:
+            refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            refused.set_exception(error)
+            answers.append(refused)
+    return answers
+
+
+async def _all(tasks: Sequence["asyncio.Future[Any]"]) -> list[Any]:
+    """Return all answers, or raise the first failure; as `asyncio.gather`, with less to do for each."""
+    left = len(tasks)
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(task: "asyncio.Future[Any]") -> None:
+        nonlocal left
+        left -= 1
+        if not over.done() and (left == 0 or task.cancelled() or task.exception() is not None):
+            over.set_result(None)
+
     try:
-        return list(await asyncio.gather(*tasks))
+        for task in tasks:
+            task.add_done_callback(ended)
+        if tasks:
+            await over
+        for task in tasks:
+            if task.done() and (task.cancelled() or task.exception() is not None):
+                task.result()  # Raises.
+        return [task.result() for task in tasks]
     finally:
         await _cancel(tasks)
 
@@ -253,12 +282,15 @@ async def _until_enough(
     tasks: Sequence["asyncio.Future[Any]"], needed: int, *, is_lost_early: bool = True
 ) -> None:
     """Return when `needed` are good, or all are done, or, `is_lost_early`, when so many cannot be good any more."""
-    waiting: set[asyncio.Future[Any]] = set(tasks)
+    ended: asyncio.Queue[asyncio.Future[Any]] = asyncio.Queue()  # No longer than `tasks`.
+    for task in tasks:
+        task.add_done_callback(ended.put_nowait)
     good = bad = 0
-    while waiting:
-        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        good += sum(_is_good(task) for task in done)
-        bad += sum(not _is_good(task) for task in done)
+    while good + bad < len(tasks):
+        if _is_good(await ended.get()):
+            good += 1
+        else:
+            bad += 1
         if good >= needed or (is_lost_early and bad > len(tasks) - needed):
             return
 

@@ -21,6 +21,7 @@ log = get_logger("goals.stream")
 _Waiting = tuple[Write, "asyncio.Future[bool]"]
 
 _BATCH_WRITES_MAX = 2000  # Above some hundred writes a transaction gains nothing more, and its latency grows.
+_LINGER_S = 0.002  # Longer than a small goal takes; what dies with a host within it is at worst done again.
 _RETRY_FIRST_S = 0.05
 _RETRY_CEILING_S = 1.0
 
@@ -34,6 +35,7 @@ class WriteStream:
         self._waiting: list[_Waiting] = []
         self._has_work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._is_closing = False
         self.fenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -41,8 +43,11 @@ class WriteStream:
         """Begin to write."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="write-stream")
 
-    def write(self, write: Write) -> "asyncio.Future[bool]":
-        """Have something written; the future tells when it is durable and whether it took effect."""
+    def write(self, write: Write, *, is_awaited: bool = True) -> "asyncio.Future[bool]":
+        """Have something written; the future tells when it is durable and whether it took effect.
+
+        What nobody waits for lingers for a moment, so that it goes in one transaction with what comes next.
+        """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if self.fenced.done():
             _fail([(write, future)], FencedError("this host was declared dead and may not write", host=self._host))
@@ -51,13 +56,25 @@ class WriteStream:
             _fail([(write, future)], UnavailableError("the host is shutting down", host=self._host))
             return future
         self._waiting.append((write, future))
-        self._has_work.set()
+        if is_awaited:
+            self._has_work.set()
+        elif self._lingering is None:
+            self._lingering = asyncio.get_running_loop().call_later(_LINGER_S, self._lingered)
         return future
 
-    def record(self, order: TaskOrder, result: TaskResult, state: AgentState | None) -> "asyncio.Future[bool]":
+    def _lingered(self) -> None:
+        self._lingering = None
+        if self._waiting:
+            self._has_work.set()
+
+    def record(
+        self, order: TaskOrder, result: TaskResult, state: AgentState | None, *, is_awaited: bool
+    ) -> "asyncio.Future[bool]":
         """Record a task's result, and its agent's state with it."""
         body = step_body(str(order.agent), result)
-        return self.write(Step(order.goal_id, order.step_key, result.ended_at, body, state))
+        return self.write(
+            Step(order.goal_id, order.step_key, result.ended_at, body, state), is_awaited=is_awaited
+        )
 
     async def load(self, agent: AgentId) -> AgentState | None:
         """Return the last committed state of an agent."""

@@ -5,8 +5,7 @@ knows whether it ran, until the deadline.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from nexus_ray.agents.agent import Agent
@@ -20,6 +19,7 @@ from nexus_ray.core.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
+    NexusError,
     NotFoundError,
     ResourceExhaustedError,
     TaskFailedError,
@@ -55,8 +55,8 @@ class Run(Protocol):
         """Return the result that stands in the journal now."""
         ...
 
-    async def dispatch(self, order: TaskOrder) -> TaskResult:
-        """Run a task where its agent is."""
+    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
+        """Have a task run where its agent is; see `Dispatcher`."""
         ...
 
     async def sub_goal(self, spec: GoalSpec, step_key: str, payload: bytes, deadline_at: float) -> TaskResult:
@@ -90,8 +90,8 @@ class Team:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._keys = StepKeys()
-        self._fallbacks: list[str] = []
-        self._asking: set[asyncio.Task[Any]] = set()  # The tasks that wait for an answer now.
+        self._asking: set[asyncio.Future[Any]] = set()  # What is waited for now.
+        self._headers = {**run.goal.headers, "traceparent": run.traceparent}
         self._is_closed = False
 
     @property
@@ -114,27 +114,40 @@ class Team:
             InvalidArgumentError: The payload does not fit the agent.
             NotFoundError: There is no such agent type.
         """
+        return await self.begin(agent, payload, key=key, timeout_s=timeout_s)
+
+    def begin(
+        self, agent: AgentRef, payload: Any = None, *, key: str = "main", timeout_s: float | None = None
+    ) -> "asyncio.Future[Any]":
+        """Ask one agent without waiting; the future brings the answer, or what `ask` raises.
+
+        Cancelling the future cancels the task.
+
+        Raises:
+            InvalidArgumentError: The payload does not fit the agent.
+            NotFoundError: There is no such agent type.
+        """
         spec = self._agent_spec(agent)
         check_key(key)
         body = spec.payload.encode(payload, f"payload for {spec.type}/{key}")
         step_key = self._keys.next(spec.type, key, body)
         result = self._run.recorded(step_key)
-        if result is None:
-            is_private = spec.options.scope == "goal"
-            order = TaskOrder(
-                goal_id=self.goal_id,
-                step_key=step_key,
-                agent=AgentId(spec.type, private_key(self.goal_id, key) if is_private else key),
-                payload=body,
-                headers={**self._run.goal.headers, "traceparent": self._run.traceparent},
-                deadline_at=self._deadline_at(timeout_s),
-                private=is_private,
-            )
-            with self._under_way():
-                result = await self._until_known(order)
-        if result.failure is not None:
-            raise task_failed(result.failure)
-        return spec.result.decode(result.value, f"result of {spec.type}/{key}")
+        if result is not None:
+            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            _settle(answer, spec, result)
+            return answer
+        self._check_open()
+        is_private = spec.options.scope == "goal"
+        order = TaskOrder(
+            self.goal_id,
+            step_key,
+            AgentId(spec.type, private_key(self.goal_id, key) if is_private else key),
+            body,
+            self._headers,
+            self._deadline_at(timeout_s),
+            is_private,
+        )
+        return _Question(self._run, spec, order, self._asking).answer
 
     async def goal(self, goal: GoalRef, payload: Any = None, *, timeout_s: float | None = None) -> Any:
         """Submit a goal of this goal, wait for its outcome and return its result.
@@ -152,8 +165,12 @@ class Team:
         step_key = self._keys.next(f"goal:{spec.type}", "", body)
         result = self._run.recorded(step_key)
         if result is None:
-            with self._under_way():
-                result = await self._run.sub_goal(spec, step_key, body, self._deadline_at(timeout_s))
+            self._check_open()
+            deadline_at = self._deadline_at(timeout_s)
+            child = asyncio.ensure_future(self._run.sub_goal(spec, step_key, body, deadline_at))
+            self._asking.add(child)
+            child.add_done_callback(self._asking.discard)
+            result = await child
         if result.failure is not None:
             raise task_failed(result.failure)
         return spec.result.decode(result.value, f"result of goal {spec.type}")
@@ -236,20 +253,12 @@ class Team:
         A function may leave some behind, such as the rest of an `asyncio.gather` of which one has failed.
         """
         self._is_closed = True
-        for task in self._asking:
-            task.cancel()
+        for answer in list(self._asking):
+            answer.cancel()
 
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
+    def _check_open(self) -> None:
         if self._is_closed:
             raise FailedPreconditionError(f"goal {self.goal_id} has ended: nobody is asked for it any more")
-        task = asyncio.current_task()
-        assert task is not None  # Whoever asks is awaited.
-        self._asking.add(task)
-        try:
-            yield
-        finally:
-            self._asking.discard(task)
 
     def _agent_spec(self, agent: AgentRef) -> AgentSpec:
         name = agent if isinstance(agent, str) else self._run.agent_type(agent)
@@ -265,20 +274,55 @@ class Team:
             raise InvalidArgumentError("timeout_s must be more than 0 seconds")
         return min(self._run.goal.deadline_at, self._run.clock.now() + timeout_s)
 
-    async def _until_known(self, order: TaskOrder) -> TaskResult:
+
+class _Question:
+    """One step under way: dispatched, and dispatched again while nobody knows whether it ran."""
+
+    __slots__ = ("_asked", "_asking", "_is_last", "_order", "_run", "_spec", "answer")
+
+    def __init__(self, run: Run, spec: AgentSpec, order: TaskOrder, asking: "set[asyncio.Future[Any]]") -> None:
+        """`asking` holds the answer for as long as it is waited for."""
+        self._run = run
+        self._spec = spec
+        self._order = order
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.answer.add_done_callback(self._ended)
+        self._asking = asking
+        asking.add(self.answer)
+        self._is_last = False  # What comes is the last word: it has been asked as often as is worth it.
+        self._asked = run.dispatch(order)
+        self._asked.add_done_callback(self._came)
+
+    def _ended(self, answer: "asyncio.Future[Any]") -> None:
+        self._asking.discard(answer)
+        if answer.cancelled():
+            self._asked.cancel()
+
+    def _came(self, asked: "asyncio.Future[TaskResult]") -> None:
+        if self.answer.done():
+            if not asked.cancelled():
+                asked.exception()  # Looked at, so that asyncio does not complain of what nobody needs any more.
+        elif asked.cancelled():
+            self.answer.cancel()
+        elif (error := asked.exception()) is None:
+            _settle(self.answer, self._spec, asked.result())
+        elif isinstance(error, UnavailableError | ResourceExhaustedError) and not self._is_last:
+            self._is_last = True
+            self._asked = asyncio.get_running_loop().create_task(self._again(error), name=str(self._order.agent))
+            self._asked.add_done_callback(self._came)
+        else:
+            self.answer.set_exception(error)
+
+    async def _again(self, refusal: UnavailableError | ResourceExhaustedError) -> TaskResult:
+        order, clock = self._order, self._run.clock
         delay_s = _ASK_AGAIN_FIRST_S
         full_count = 0
         while True:
-            try:
-                return await self._run.dispatch(order)
-            except UnavailableError as error:
-                refusal: UnavailableError | ResourceExhaustedError = error
-            except ResourceExhaustedError as error:
-                refusal = error
+            if isinstance(refusal, ResourceExhaustedError):
                 full_count += 1
                 if full_count >= _FULL_TRIES_MAX:
-                    raise
-            if order.deadline_at - self._run.clock.now() <= delay_s:
+                    raise refusal
+            if order.deadline_at - clock.now() <= delay_s:
                 raise DeadlineExceededError(
                     f"no answer from {order.agent} before the deadline: {refusal.message}", agent=str(order.agent)
                 )
@@ -287,6 +331,21 @@ class Team:
             known = await self._run.look_up(order.step_key)
             if known is not None:
                 return known
+            try:
+                return await self._run.dispatch(order)
+            except (UnavailableError, ResourceExhaustedError) as error:
+                refusal = error
+
+
+def _settle(answer: "asyncio.Future[Any]", spec: AgentSpec, result: TaskResult) -> None:
+    """Give a result to whoever waits, decoded, or raised as the error that it is."""
+    if result.failure is not None:
+        answer.set_exception(task_failed(result.failure))
+        return
+    try:
+        answer.set_result(spec.result.decode(result.value, "result"))
+    except NexusError as error:
+        answer.set_exception(error)
 
 
 def task_failed(failure: Failure) -> TaskFailedError:

@@ -111,6 +111,11 @@ class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it
         self._started = time.perf_counter()
         return self
 
+    @property
+    def is_kept(self) -> bool:
+        """Tell whether a span is made, so that what only it shows is worth putting together."""
+        return bool(self._span_id)
+
     def set(self, attributes: dict[str, Any]) -> None:
         """Add attributes to the span and the log line."""
         self._attributes.update(attributes)

@@ -127,6 +127,7 @@ class DirectClient:
         self._client = new_id("client")
         self._hosts: list[Peer] = []
         self._epoch = 0
+        self._turn = 0
         self._numbers = 0
         self._waiting: dict[int, tuple[str, asyncio.Future[Answer]]] = {}
         self._outgoing: dict[str, list[tuple[int, SubmitRequest]]] = {}
@@ -168,15 +169,17 @@ class DirectClient:
         Raises:
             NexusError: It was refused, or its outcome cannot be had here in time.
         """
-        self._numbers += 1
-        request = SubmitRequest(type_name, payload, timeout_s, f"{self._client}-{self._numbers}")
+        self._turn += 1
+        request = SubmitRequest(type_name, payload, timeout_s, f"{self._client}-{self._turn}")
+        turn = self._turn
         ends_at = time.monotonic() + timeout_s
         while True:
             try:
-                return await self._run_once(self._numbers, request)
+                return await self._run_once(turn, request)
             except UnavailableError:
                 if time.monotonic() + _AGAIN_AFTER_S >= ends_at:
                     raise
+            turn += 1
             await asyncio.sleep(_AGAIN_AFTER_S)
             with contextlib.suppress(UnavailableError):
                 await self.connect()

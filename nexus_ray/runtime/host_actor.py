@@ -13,7 +13,7 @@ import ray
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
 from nexus_ray.goals.goal import Goal
-from nexus_ray.runtime.boot import configure_process, node_name
+from nexus_ray.runtime.boot import configure_process, node_name, settle_down
 from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
 from nexus_ray.runtime.isolation import RayIsolation
@@ -66,6 +66,7 @@ class AgentHost:
     async def start(self) -> Member:
         """Begin to work, unless it has begun already; return this host's entry for the membership."""
         if not self._tasks:
+            settle_down()
             self._process.start()
             await self._wire.start()
             loop = asyncio.get_running_loop()

@@ -15,7 +15,7 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
-from nexus_ray.runtime.boot import configure_process
+from nexus_ray.runtime.boot import configure_process, settle_down
 from nexus_ray.runtime.names import LEDGER
 from nexus_ray.runtime.peer import Peer, socket_folder
 from nexus_ray.runtime.wire import WireServer
@@ -51,6 +51,7 @@ class LedgerActor:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._ledger = await SqliteLedger.open(folder / "ledger.sqlite", self._settings.ledger)
                 await self._wire.start()
+                settle_down()
         return self._ledger
 
 

@@ -5,6 +5,7 @@ other direction. Where delivery failed, or the other host is gone, what waited f
 """
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nexus_ray.runtime.wire import register
 log = get_logger("runtime.parcels")
 
 _ITEMS_MAX = 512  # Above this one parcel only makes the next one wait: the cost per item is flat from 32 on.
+_CARRY_AGAIN_S = 0.1
 _WAITING_MAX = 100_000  # Items for one host; at 1 KiB each 100 MB. More is refused.
 
 
@@ -76,7 +78,7 @@ class PostOffice:
         self._members: dict[str, Member] = {}
         self._outgoing: dict[str, list[Item]] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
-        self._asked: dict[int, tuple[str, asyncio.Future[TaskResult]]] = {}
+        self._asked: dict[int, tuple[str, TaskOrder, asyncio.Future[TaskResult]]] = {}
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._number = 0
 
@@ -99,7 +101,7 @@ class PostOffice:
             return
         self._placement = Placement(membership)
         self._members = {member.host: member for member in membership.members}
-        for number, (host, _) in list(self._asked.items()):
+        for number, (host, _, _) in list(self._asked.items()):
             if host not in self._members:
                 self._settle(number, UnavailableError(f"host {host} has left", host=host))
         for host in [host for host in self._outgoing if host not in self._members]:
@@ -108,26 +110,30 @@ class PostOffice:
             if origin not in self._members:
                 task.cancel()
 
-    async def dispatch(self, order: TaskOrder) -> TaskResult:
-        """Run a task where its agent is."""
-        if order.private:
-            return await self._runner.run(order, is_local=True)
-        member = self._placement.owner(str(order.agent))
-        if member.host == self._host:
-            return await self._runner.run(order, is_local=True)
+    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
+        """Have a task run where its agent is."""
+        loop = asyncio.get_running_loop()
         self._number += 1
         number = self._number
-        future: asyncio.Future[TaskResult] = asyncio.get_running_loop().create_future()
-        self._asked[number] = (member.host, future)
+        future: asyncio.Future[TaskResult] = loop.create_future()
         try:
-            self._post(member.host, Request(number, order))
-            return await future
-        except asyncio.CancelledError:
-            if member.host in self._members:
-                self._post(member.host, Cancel(number))
-            raise
-        finally:
-            self._asked.pop(number, None)
+            host = self._host if order.private else self._placement.owner(str(order.agent)).host
+            if host == self._host:
+                return loop.create_task(self._runner.run(order, is_local=True))
+            self._post(host, Request(number, order))
+        except (UnavailableError, ResourceExhaustedError) as error:
+            future.set_exception(error)
+            return future
+        self._asked[number] = (host, order, future)
+        future.add_done_callback(functools.partial(self._settled, host, number))
+        return future
+
+    def _settled(self, host: str, number: int, future: "asyncio.Future[TaskResult]") -> None:
+        self._asked.pop(number, None)
+        if future.cancelled() and host in self._members:
+            # Where even this does not get through, the task runs to its end, and its result is on record.
+            with contextlib.suppress(ResourceExhaustedError):
+                self._post(host, Cancel(number))
 
     def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Take a parcel in from another host; `epoch` is the membership that the sender went by."""
@@ -136,10 +142,11 @@ class PostOffice:
         for item in items:
             match item:
                 case Request(number, order):
-                    task = loop.create_task(self._serve(origin, epoch, number, order), name=str(order.agent))
-                    self._running[origin, number] = task
-                    task.add_done_callback(functools.partial(self._ran, (origin, number)))
+                    self._running[origin, number] = loop.create_task(self._serve(origin, epoch, number, order))
                 case Reply(number, result, code, message):
+                    asked = self._asked.get(number)
+                    if result is not None and asked is not None and not asked[2].done():
+                        self._runner.take_in(asked[1], result)
                     self._settle(number, result or _refusal(code, message))
                 case Cancel(number):
                     running = self._running.get((origin, number))
@@ -158,12 +165,15 @@ class PostOffice:
         mine = self._placement
         if mine.membership.epoch > epoch and mine.owner(str(order.agent)).host != self._host:
             # The sender goes by an older membership: it will have the newer one by the time it asks again.
+            self._running.pop((origin, number), None)
             self._post(origin, Reply(number, None, "unavailable", f"{order.agent} belongs to another host now"))
             return
         try:
             reply = Reply(number, await self._runner.run(order, is_local=False))
         except NexusError as error:
             reply = Reply(number, None, error.code, error.message)
+        finally:
+            self._running.pop((origin, number), None)
         self._post(origin, reply)
 
     def _post(self, host: str, item: Item) -> None:
@@ -172,7 +182,8 @@ class PostOffice:
                 raise UnavailableError(f"host {host} has left", host=host)
             return
         waiting = self._outgoing.setdefault(host, [])
-        if len(waiting) >= _WAITING_MAX:
+        # A reply always has its place: there are no more of them than requests that were taken in.
+        if len(waiting) >= _WAITING_MAX and isinstance(item, Request):
             raise ResourceExhaustedError(f"too much waits for host {host}", retry_after_s=1.0)
         waiting.append(item)
         sender = self._senders.get(host)
@@ -191,24 +202,29 @@ class PostOffice:
                     raise UnavailableError(f"host {host} has left", host=host)
                 await self._carrier.carry(member, self._host, self._placement.membership.epoch, items)
                 metrics.count("nexus_parcels_total", direction="out", result="success")
-            except UnavailableError as error:
+            except NexusError as error:
                 metrics.count("nexus_parcels_total", direction="out", result="error")
                 log.warning("parcel.undelivered", to=host, items=len(items), error=str(error))
-                for item in items:
-                    if isinstance(item, Request):
-                        self._settle(item.number, error)
+                await self._undelivered(host, items, error)
 
-    def _ran(self, key: tuple[str, int], _: "asyncio.Task[None]") -> None:
-        self._running.pop(key, None)
+    async def _undelivered(self, host: str, items: Sequence[Item], error: NexusError) -> None:
+        """Tell who asked that nobody knows; keep replies as long as the other host is a member: it waits for them."""
+        unknown = error if isinstance(error, UnavailableError) else UnavailableError(error.message, host=host)
+        for item in items:
+            if isinstance(item, Request):
+                self._settle(item.number, unknown)
+        if host in self._members:
+            self._outgoing[host] = [*(item for item in items if not isinstance(item, Request)), *self._outgoing[host]]
+            await asyncio.sleep(_CARRY_AGAIN_S)
 
     def _settle(self, number: int, answer: TaskResult | NexusError) -> None:
         asked = self._asked.pop(number, None)
-        if asked is None or asked[1].done():
+        if asked is None or asked[2].done():
             return
         if isinstance(answer, NexusError):
-            asked[1].set_exception(answer)
+            asked[2].set_exception(answer)
         else:
-            asked[1].set_result(answer)
+            asked[2].set_result(answer)
 
 
 def _refusal(code: str, message: str) -> NexusError:

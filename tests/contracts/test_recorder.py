@@ -60,7 +60,7 @@ async def stream(ledger: Away) -> AsyncIterator[WriteStream]:
 def record(recorder: Recorder, number: int, version: int = 0, value: bytes = b"1") -> "asyncio.Future[bool]":
     order = TaskOrder("goal-1", f"s-{number}", COUNTER, b"0", {}, 99.0)
     result = TaskResult(order.step_key, value, None, "host-a", 1, 1.0, 2.0)
-    return recorder.record(order, result, AgentState(COUNTER, version, b"{}") if version else None)
+    return recorder.record(order, result, AgentState(COUNTER, version, b"{}") if version else None, is_awaited=True)
 
 
 async def steps(ledger: MemoryLedger) -> list[str]:
