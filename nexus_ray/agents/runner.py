@@ -15,6 +15,7 @@ from dataclasses import replace
 from pydantic import BaseModel, ConfigDict
 
 from nexus_ray.agents.activation import Activation, Surroundings
+from nexus_ray.agents.crew import Crew, Job
 from nexus_ray.agents.ports import Isolation, Recorder
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
@@ -84,6 +85,7 @@ class AgentRunner:
             for name, spec in specs.items()
         }
         self._random = random.Random()
+        self._crew = Crew()
         self._is_draining = False
 
     def counts(self) -> dict[str, int]:
@@ -99,8 +101,10 @@ class AgentRunner:
             rows.append((agent, activation.mailbox.running, activation.mailbox.waiting))
         return rows
 
-    async def run(self, order: TaskOrder, *, is_local: bool) -> TaskResult:
+    def run(self, order: TaskOrder, *, is_local: bool) -> "asyncio.Future[TaskResult]":
         """Run one task; record it here if the agent has durable state or who asks is here.
+
+        Cancelling the future cancels the task.
 
         The result of an agent without durable state that another host asked is recorded by that host, by `take_in`:
         in its stream, before the outcome that follows from it, and without waiting for the disk on the way.
@@ -109,10 +113,15 @@ class AgentRunner:
             order: What to run; `order.deadline_at` bounds waiting and running together.
             is_local: Who asks is in this process, so the result need not wait for its record, unless state changed.
 
-        Raises:
+        Raises, through the future:
             UnavailableError: Draining, or the record did not take effect; look the step up before asking again.
             ResourceExhaustedError: The mailbox or the host is full.
         """
+        return self._crew.start(self._run(order, is_local), order.deadline_at - self._clock.now())
+
+    async def _run(self, order: TaskOrder, is_local: bool) -> TaskResult:
+        job = self._crew.current
+        assert job is not None  # Nothing was awaited yet.
         if self._is_draining:
             raise UnavailableError("the host is draining", host=self._host)
         spec = self._specs.get(order.agent.type)
@@ -126,11 +135,11 @@ class AgentRunner:
         ) as operation:
             if operation.is_kept:
                 operation.set({"agent.id": str(order.agent), "goal.id": order.goal_id, "nexus.host": self._host})
-            if not activation.mailbox.try_enter() and not await self._enter(activation, order):
+            if not activation.mailbox.try_enter() and not await self._enter(activation, order, job):
                 operation.result = "expired"
                 return await self._expired_waiting(order, is_local)
             try:
-                result, state = await self._attempts(activation, order, operation.traceparent)
+                result, state = await self._attempts(activation, order, job, operation.traceparent)
                 is_awaited = state is not None or (spec.state is not None and not is_local)
                 is_recorded = is_local or spec.state is not None
                 if is_recorded:
@@ -151,12 +160,13 @@ class AgentRunner:
                 return result
             return await self._durable(activation, order, result, pending)
 
-    async def _enter(self, activation: Activation, order: TaskOrder) -> bool:
+    async def _enter(self, activation: Activation, order: TaskOrder, job: Job) -> bool:
         """Wait for a turn; False if the deadline passed before there was one."""
         try:
-            with expiry(order.deadline_at - self._clock.now()):
-                await activation.mailbox.enter()
-        except TimeoutError:
+            await activation.mailbox.enter()
+        except asyncio.CancelledError:
+            if not job.has_expired():
+                raise
             return False
         except ResourceExhaustedError as error:
             metrics.count("nexus_mailbox_refusals_total", agent_type=order.agent.type)
@@ -196,7 +206,7 @@ class AgentRunner:
         return activation
 
     async def _attempts(
-        self, activation: Activation, order: TaskOrder, traceparent: str
+        self, activation: Activation, order: TaskOrder, job: Job, traceparent: str
     ) -> tuple[TaskResult, AgentState | None]:
         started_at = self._clock.now()
         policy = self._policies[order.agent.type]
@@ -205,21 +215,23 @@ class AgentRunner:
         attempt = 0
         while True:
             attempt += 1
+            error: NexusError
             try:
-                with expiry(deadline_at - self._clock.now()):
+                if timeout_s is None:  # The order's own deadline is kept by the job.
                     value, state = await activation.handle(order, attempt, traceparent)
+                else:
+                    with expiry(deadline_at - self._clock.now()):
+                        value, state = await activation.handle(order, attempt, traceparent)
                 now = self._clock.now()
                 activation.used_at = now
                 return TaskResult(order.step_key, value, None, self._host, attempt, started_at, now), state
-            except TimeoutError:
-                error: NexusError = DeadlineExceededError(
-                    f"{order.agent} did not answer within {deadline_at - started_at:.3g} s"
-                )
             except NexusError as raised:
                 error = raised
-            except asyncio.CancelledError as cancelled:
-                await activation.after_failure(cancelled)
-                raise
+            except (TimeoutError, asyncio.CancelledError) as ended:
+                if isinstance(ended, asyncio.CancelledError) and not job.has_expired():
+                    await activation.after_failure(ended)
+                    raise
+                error = DeadlineExceededError(f"{order.agent} did not answer within {deadline_at - started_at:.3g} s")
             await activation.after_failure(error)
             now = self._clock.now()
             activation.used_at = now
@@ -295,6 +307,7 @@ class AgentRunner:
     async def close(self) -> None:
         """Stop every agent, whatever it is doing."""
         self._is_draining = True
+        await self._crew.close()
         leaving = list(self._active.items())
         for agent, activation in leaving:
             self._drop(agent, activation)

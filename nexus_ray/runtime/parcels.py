@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import TaskOrder, TaskResult
@@ -79,7 +79,7 @@ class PostOffice:
         self._outgoing: dict[str, list[Item]] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[int, tuple[str, TaskOrder, asyncio.Future[TaskResult]]] = {}
-        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._running: dict[tuple[str, int], asyncio.Future[TaskResult]] = {}
         self._number = 0
 
     @property
@@ -119,7 +119,7 @@ class PostOffice:
         try:
             host = self._host if order.private else self._placement.owner(str(order.agent)).host
             if host == self._host:
-                return loop.create_task(self._runner.run(order, is_local=True))
+                return self._runner.run(order, is_local=True)
             self._post(host, Request(number, order))
         except (UnavailableError, ResourceExhaustedError) as error:
             future.set_exception(error)
@@ -138,11 +138,10 @@ class PostOffice:
     def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Take a parcel in from another host; `epoch` is the membership that the sender went by."""
         metrics.count("nexus_parcels_total", direction="in", result="success")
-        loop = asyncio.get_running_loop()
         for item in items:
             match item:
                 case Request(number, order):
-                    self._running[origin, number] = loop.create_task(self._serve(origin, epoch, number, order))
+                    self._serve(origin, epoch, number, order)
                 case Reply(number, result, code, message):
                     asked = self._asked.get(number)
                     if result is not None and asked is not None and not asked[2].done():
@@ -155,26 +154,33 @@ class PostOffice:
 
     async def close(self) -> None:
         """Stop sending and running."""
-        tasks = [*self._senders.values(), *self._running.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        ending: list[asyncio.Future[Any]] = [*self._senders.values(), *self._running.values()]
+        for one in ending:
+            one.cancel()
+        if ending:
+            await asyncio.wait(ending)
 
-    async def _serve(self, origin: str, epoch: int, number: int, order: TaskOrder) -> None:
+    def _serve(self, origin: str, epoch: int, number: int, order: TaskOrder) -> None:
         mine = self._placement
         if mine.membership.epoch > epoch and mine.owner(str(order.agent)).host != self._host:
             # The sender goes by an older membership: it will have the newer one by the time it asks again.
-            self._running.pop((origin, number), None)
             self._post(origin, Reply(number, None, "unavailable", f"{order.agent} belongs to another host now"))
             return
-        try:
-            reply = Reply(number, await self._runner.run(order, is_local=False))
-        except NexusError as error:
-            reply = Reply(number, None, error.code, error.message)
-        finally:
-            self._running.pop((origin, number), None)
-        self._post(origin, reply)
+        running = self._running[origin, number] = self._runner.run(order, is_local=False)
+        running.add_done_callback(functools.partial(self._served, origin, number))
+
+    def _served(self, origin: str, number: int, running: "asyncio.Future[TaskResult]") -> None:
+        self._running.pop((origin, number), None)
+        if running.cancelled():
+            return  # Nobody waits for it.
+        error = running.exception()
+        if error is None:
+            self._post(origin, Reply(number, running.result()))
+        elif isinstance(error, NexusError):
+            self._post(origin, Reply(number, None, error.code, error.message))
+        else:
+            log.error("task.failed", error_type=type(error).__name__, exc_info=error)
+            self._post(origin, Reply(number, None, "unavailable", "the task broke off; the log says why"))
 
     def _post(self, host: str, item: Item) -> None:
         if host not in self._members and self._placement.membership.epoch:

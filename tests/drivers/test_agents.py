@@ -516,7 +516,8 @@ async def test_a_process_that_hangs_dies_or_is_told_to_stop_is_ended_and_made_an
         assert await host.value("alone/k", "x") == "fine"
         asked = asyncio.ensure_future(host.ask("alone/k", "die" if ending == "die" else "hang"))
         if ending == "cancel":
-            await asyncio.sleep(0)
+            while not any(running for _, running, _ in host.runner.active(10)):
+                await asyncio.sleep(0)
             asked.cancel()
         await asyncio.wait([asked])
         if ending != "cancel":
