@@ -10,7 +10,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
@@ -185,7 +184,7 @@ class AgentRunner:
         except NexusError as error:
             # The ledger will never take this result: then that is the result, else it would be asked for for ever.
             self._drop(order.agent, activation)
-            result = replace(result, value=b"", failure=self._failure(order, error, result.attempts))
+            result = result._replace(value=b"", failure=self._failure(order, error, result.attempts))
             took_effect = await self._recorder.record(order, result, None, is_awaited=True)
         if not took_effect:
             self._drop(order.agent, activation)

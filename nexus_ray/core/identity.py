@@ -6,6 +6,7 @@ A `Session` is proof that somebody authenticated. Only `security.authn.Authentic
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nexus_ray.core.errors import InvalidArgumentError
 
@@ -13,8 +14,7 @@ TYPE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}\Z")
 KEY_CHARACTERS_MAX = 200  # A key ends up in URLs, logs and an index.
 
 
-@dataclass(frozen=True, slots=True)
-class AgentId:
+class AgentId(NamedTuple):
     """An agent's identity: it always exists, whether active or not."""
 
     type: str

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from nexus_ray.agents.task import AgentState, Failure
 
@@ -102,8 +102,7 @@ class Claim:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """Record a finished step, and with it the state of the agent that ran it. The first record of a key stands."""
 
     goal_id: str
@@ -113,8 +112,7 @@ class Step:
     state: AgentState | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """Tell something about a goal that decides nothing: a plan (`EntryKind.PLANNED`), progress (`NOTE`)."""
 
     goal_id: str

@@ -4,29 +4,35 @@ A step's key is derived from agent type, agent key, payload and occurrence, not 
 that changed between two runs asks for what is not there yet, and finds what is.
 """
 
-from collections import Counter
+import hashlib
 from typing import Any
 
 import orjson
 
 from nexus_ray.agents.schema import load_json
 from nexus_ray.agents.task import Failure, TaskResult
-from nexus_ray.core.ids import digest
 
 
 class StepKeys:
     """Names the steps of one run; equal asks are told apart by how often they were asked before."""
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_asked", "_begun")
 
     def __init__(self) -> None:
-        self._asked: Counter[str] = Counter()
+        self._asked: dict[str, int] = {}
+        self._begun: dict[str, Any] = {}  # Targets to digests that go on with key and payload.
 
     def next(self, target: str, key: str, payload: bytes) -> str:
         """Return the step key of one more ask of `target` (an agent type or `goal:TYPE`) with `key`."""
-        name = digest(target.encode(), key.encode(), payload)
-        self._asked[name] += 1
-        return f"{name}-{self._asked[name]}"
+        begun = self._begun.get(target)
+        if begun is None:
+            begun = self._begun[target] = hashlib.blake2b(f"{len(target)};{target}".encode(), digest_size=16)
+        hasher = begun.copy()
+        hasher.update(f"{len(key)};{key}".encode())
+        hasher.update(payload)
+        name = hasher.hexdigest()
+        count = self._asked[name] = self._asked.get(name, 0) + 1
+        return f"{name}-{count}"
 
 
 def step_body(agent: str, result: TaskResult) -> bytes:

@@ -44,6 +44,7 @@ class _Current:
 
     sampler: traces.RootSampler | None = None
     sinks: tuple[SpanSink, ...] = ()
+    good_parent: str = ""
     attributes: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole, never changed
 
 
@@ -98,7 +99,10 @@ class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it
 
     def __enter__(self) -> "observe":
         parent = self._parent
-        if not parent or not traces.is_traceparent(parent):
+        # The tasks of a goal come one after the other with the same parent: a look at it saves a look into it.
+        if parent != _Current.good_parent and traces.is_traceparent(parent):
+            _Current.good_parent = parent
+        if not parent or parent != _Current.good_parent:
             keeps = _Current.sampler is not None and _Current.sampler.keeps(time.time())
             self._parent = ""
             self.traceparent = traces.new_traceparent(keeps)

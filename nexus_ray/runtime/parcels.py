@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import TaskOrder, TaskResult
@@ -26,16 +25,14 @@ _CARRY_AGAIN_S = 0.1
 _WAITING_MAX = 100_000  # Items for one host; at 1 KiB each 100 MB. More is refused.
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Please run this; answer to `number`."""
 
     number: int
     order: TaskOrder
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The answer to `number`: a result, or why there is none (`code` and `message`)."""
 
     number: int
@@ -44,8 +41,7 @@ class Reply:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     """Nobody waits for `number` any more."""
 
     number: int

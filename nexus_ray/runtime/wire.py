@@ -38,6 +38,8 @@ Methods = Mapping[str, Callable[..., Any]]
 
 
 def _by_fields(cls: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    if issubclass(cls, tuple):
+        return lambda value: (cls, tuple(value))
     names = [field.name for field in fields(cls)]
     get = attrgetter(*names)
     if len(names) == 1:
@@ -56,7 +58,7 @@ _REDUCERS: dict[type, Callable[[Any], Any]] = {
 
 
 def register(*classes: type[Any]) -> None:
-    """Have dataclasses cross quickly; others cross too."""
+    """Have dataclasses and named tuples cross quickly; others cross too."""
     _REDUCERS.update((cls, _by_fields(cls)) for cls in classes)
 
 
