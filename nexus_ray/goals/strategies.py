@@ -7,8 +7,7 @@ import asyncio
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nexus_ray.agents.agent import Agent
 from nexus_ray.agents.schema import dump_json
@@ -22,8 +21,7 @@ AgentRef = type[Agent] | str
 _FAILURES_SHOWN_MAX = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One question: whom to ask, what, and under which key."""
 
     agent: AgentRef

@@ -90,6 +90,7 @@ class Team:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._keys = StepKeys()
+        self._specs: dict[AgentRef, AgentSpec] = {}  # What was asked before, so that each ask is one look-up.
         self._asking: set[asyncio.Future[Any]] = set()  # What is waited for now.
         self._headers = {**run.goal.headers, "traceparent": run.traceparent}
         self._is_closed = False
@@ -261,10 +262,13 @@ class Team:
             raise FailedPreconditionError(f"goal {self.goal_id} has ended: nobody is asked for it any more")
 
     def _agent_spec(self, agent: AgentRef) -> AgentSpec:
-        name = agent if isinstance(agent, str) else self._run.agent_type(agent)
-        spec = self._run.agent_spec(name) if name else None
+        spec = self._specs.get(agent)
         if spec is None:
-            raise NotFoundError(f"there is no agent type {agent!r} in this app")
+            name = agent if isinstance(agent, str) else self._run.agent_type(agent)
+            spec = self._run.agent_spec(name) if name else None
+            if spec is None:
+                raise NotFoundError(f"there is no agent type {agent!r} in this app")
+            self._specs[agent] = spec
         return spec
 
     def _deadline_at(self, timeout_s: float | None) -> float:

@@ -4,7 +4,7 @@ Law: one writer process for the whole fleet; the actor only forwards, and every 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ class LedgerActor:
         self._settings = settings
         self._ledger: SqliteLedger | None = None
         self._opening = asyncio.Lock()
-        self._wire = WireServer(ledger_socket(settings), {"call": self.call})
+        # Not the method itself: Ray wraps those of actors, and the wrapper costs as much as the call.
+        self._wire = WireServer(ledger_socket(settings), {"call": lambda *call: _call(self._open, *call)})
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one method of the port."""
-        return await getattr(await self._open(), method)(*arguments)
+        return await _call(self._open, method, *arguments)
 
     async def stop(self) -> None:
         """Close the ledger."""
@@ -45,6 +46,8 @@ class LedgerActor:
             await self._ledger.close()
 
     async def _open(self) -> SqliteLedger:
+        if self._ledger is not None:
+            return self._ledger
         async with self._opening:
             if self._ledger is None:
                 folder = Path(self._settings.state_dir) / "ledger"
@@ -53,6 +56,10 @@ class LedgerActor:
                 await self._wire.start()
                 settle_down()
         return self._ledger
+
+
+async def _call(open_ledger: Callable[[], Awaitable[SqliteLedger]], method: str, *arguments: Any) -> Any:
+    return await getattr(await open_ledger(), method)(*arguments)
 
 
 def ledger_socket(settings: Settings) -> Path:
