@@ -86,7 +86,8 @@ def open_front_door(app_path: str, settings: Settings) -> str:
     tls = {"ssl_certfile": str(runtime.tls_cert), "ssl_keyfile": str(runtime.tls_key)} if runtime.tls_cert else {}
     serve.start(http_options={"host": runtime.http_host, "port": runtime.http_port, **tls})
     serve.run(application(app_path, settings), name="nexus", route_prefix="/")
-    return f"{'https' if tls else 'http'}://{runtime.http_host}:{runtime.http_port}"
+    host = f"[{runtime.http_host}]" if ":" in runtime.http_host else runtime.http_host
+    return f"{'https' if tls else 'http'}://{host}:{runtime.http_port}"
 
 
 def close_front_door() -> None:

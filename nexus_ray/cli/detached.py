@@ -87,13 +87,14 @@ def _until_up(
             told = f"the fleet did not come up: {reason} (log: {log})"
             # What it said of its own input holds for ours: these arguments came from here.
             raise InvalidArgumentError(told) if process.returncode == ExitCode.WRONG_INPUT else UnavailableError(told)
-        line = last_line(log)
-        if line and line != told:
+        # First whether it is up: what it says then is for somebody who has it in the foreground.
+        fleet = read_fleet_file(folder)
+        if fleet is not None and fleet.pid == process.pid:
+            if _is_healthy(fleet, folder):
+                return fleet
+        elif (line := last_line(log)) and line != told:
             told = line
             say(line)
-        fleet = read_fleet_file(folder)
-        if fleet is not None and fleet.pid == process.pid and _is_healthy(fleet, folder):
-            return fleet
         time.sleep(_LOOK_AGAIN_S)
     raise UnavailableError(f"the fleet did not come up in time; it said last: {last_line(log)!r} (log: {log})")
 

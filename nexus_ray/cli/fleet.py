@@ -105,17 +105,25 @@ def status(as_json: AsJson = False) -> None:
         print_json({"url": url, "ready": is_ready, "parts": parts, "hosts": hosts, **_local(fleet)})
     else:
         rows = [("url", url), ("ready", "yes" if is_ready else "no"), *_local(fleet).items()]
-        rows += [(name, "ok" if value is True else value) for name, value in parts.items()]
+        rows += [(name, "ok" if value is True else value) for name, value in parts.items() if name != "ready"]
         shown = table(("", "value"), [(name, value) for name, value in rows if value is not None])
         shown.show_header = False
         print_rich(shown)
         if hosts:
             columns = list(dict.fromkeys(name for host in hosts for name in host))
-            print_rich(table(columns, [[host.get(name, "") for name in columns] for host in hosts]))
+            numbers = ("epoch", "goals", "process")
+            print_rich(table(columns, [[_cell(host.get(name, "")) for name in columns] for host in hosts], numbers))
         if problem is not None:
             say(f"the hosts cannot be listed: {problem}")
     if not is_ready:
         raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
+def _cell(value: Any) -> Any:
+    """Return counts by type as `3 reader, 1 editor`; anything else as it is."""
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in sorted(value.items(), key=lambda item: -item[1])) or "-"
+    return value
 
 
 @agent_verbs.command("list")

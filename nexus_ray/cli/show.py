@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 SIBLINGS_SHOWN_MAX = 12  # A fan-out of thousands is told by its first spans and a count.
+_IDS = frozenset({"id", "agent", "host"})
 _SHOWN_CHARACTERS_MAX = 2000
 # Attributes that tell the spans of one goal from nothing; a line has room for four that do.
 _SAME_EVERYWHERE = frozenset({"nexus.component", "nexus.cluster_id", "nexus.node_id", "result", "goal.id"})
@@ -51,14 +52,18 @@ def say(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str] = ()) -> "Table":
-    """Return a table; the columns named by `numbers` are aligned to the right, `status` is coloured."""
+    """Return a table; the columns named by `numbers` are aligned to the right, `status` is coloured.
+
+    An id is never folded: it is there to be copied.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        found.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: Any = "right" if column in numbers else "left"
+        found.add_column(column, justify=justify, overflow="fold", no_wrap=column in _IDS)
     for row in rows:
         cells = [plain(cell, 200) for cell in row]
         found.add_row(

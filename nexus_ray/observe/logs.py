@@ -5,9 +5,9 @@ Law: secrets are masked here, whatever the caller does; local variables never st
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import orjson
 import structlog
@@ -18,36 +18,46 @@ _MASK = "***"
 _DEPTH_MAX = 8  # Deeper values are not looked into, and are masked whole.
 
 
+class _Output:
+    """Where this process's lines go; set by `configure_logs`, before any traffic."""
+
+    stream: TextIO | None = None
+    names: ClassVar[dict[str, str]] = {}
+
+    def __getattr__(self, level: str) -> Callable[[str], None]:
+        return self._write  # Whatever the level: it stands in the line.
+
+    def _write(self, line: str) -> None:
+        (self.stream or sys.stderr).write(line + "\n")
+
+
 def get_logger(name: str) -> Any:
-    """Return a logger; `log.info("goal.accepted", goal_id=…)`."""
-    return structlog.get_logger(area=name)
+    """Return a logger; `log.info("goal.accepted", goal_id=…)`.
+
+    It has its own processors: what a user's code tells structlog to do changes nothing here, and the reverse.
+    """
+    return structlog.wrap_logger(
+        _output,
+        processors=_PROCESSORS,
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+        cache_logger_on_first_use=True,
+        area=name,
+    )
 
 
 def configure_logs(component: str, node: str, folder: Path | None) -> None:
     """Write this process's lines as `component` to `folder/<component>.jsonl`, or to stderr where there is none."""
-    stream: TextIO = sys.stderr
+    _Output.names = {"component": component, "node": node}
+    _Output.stream = None
     if folder is not None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / f"{component}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        stream = os.fdopen(descriptor, "a", buffering=1)
+        _Output.stream = os.fdopen(descriptor, "a", buffering=1)
 
-    def named(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        event.update(component=component, node=node)
-        return event
 
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            named,
-            mask_secrets,
-            structlog.processors.JSONRenderer(serializer=_dumps),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
-        cache_logger_on_first_use=True,
-    )
+def _name(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.update(_Output.names)
+    return event
 
 
 def mask_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -77,3 +87,14 @@ def _is_secret(key: str) -> bool:
 
 def _dumps(value: Any, **_: Any) -> str:
     return orjson.dumps(value, default=str).decode()
+
+
+_output = _Output()
+_PROCESSORS = (
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+    _name,
+    mask_secrets,
+    structlog.processors.JSONRenderer(serializer=_dumps),
+)

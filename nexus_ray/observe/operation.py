@@ -173,10 +173,10 @@ _series: dict[tuple[str, str, str], tuple[Any, Any]] = {}
 
 
 def _new_series(key: tuple[str, str, str]) -> tuple[Any, Any]:
-    labels = dict(zip(("operation", "agent_type", "result"), key, strict=True))
+    operation, agent_type, result = key
     _series[key] = (
-        metrics.series("nexus_operations_total", **labels),
-        metrics.series("nexus_operation_duration_seconds", **labels),
+        metrics.series("nexus_operations_total", operation=operation, agent_type=agent_type, result=result),
+        metrics.series("nexus_operation_duration_seconds", operation=operation, agent_type=agent_type, result=result),
     )
     return _series[key]
 

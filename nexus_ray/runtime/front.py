@@ -34,6 +34,7 @@ from nexus_ray.security.authz import Authorizer
 
 _IDEMPOTENCY_KEY_CHARACTERS_MAX = 200
 _FOLLOW_PAGE_ENTRIES = 1000
+_SPANS_LATE_S = 0.5
 _LOOK_AGAIN_S = 5.0  # News can be lost with a ledger process; a look now and then makes up for it.
 
 
@@ -238,6 +239,10 @@ class FrontDoor:
         if self._trace_folder is None:
             return []
         flush()
+        if record.outcome is not None:
+            # The other processes write their spans a few times a second: let a goal that has just ended be whole.
+            age_s = self._clock.now() - record.outcome.finished_at
+            await asyncio.sleep(min(max(0.0, _SPANS_LATE_S - age_s), _SPANS_LATE_S))
         trace_id = trace_id_of(record.goal.headers.get("traceparent", ""))
         spans = await asyncio.to_thread(read_trace, self._trace_folder, trace_id)
         return [span.to_json() for span in spans]
@@ -280,6 +285,10 @@ class FrontDoor:
         with contextlib.suppress(NexusError):
             parts["hosts"] = bool(await self._fleet.hosts())
         return parts
+
+    async def close(self) -> None:
+        """Stop listening for changes."""
+        await self._feed.close()
 
     async def _record(self, goal_id: str) -> GoalRecord:
         record = await self._ledger.goal(goal_id)

@@ -131,7 +131,7 @@ async def doors(fleet: InProcessFleet, tmp_path: Path) -> AsyncIterator[Callable
 
     yield make
     for door in made:
-        await door.front._feed.close()
+        await door.front.close()
 
 
 @pytest.fixture

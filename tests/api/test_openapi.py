@@ -58,7 +58,7 @@ class Standing:
                 await send({"type": "lifespan.startup.complete"})
             else:
                 assert self._door is not None
-                await self._door.front._feed.close()
+                await self._door.front.close()
                 await self._stack.aclose()
                 await send({"type": "lifespan.shutdown.complete"})
                 return

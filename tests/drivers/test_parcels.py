@@ -203,7 +203,8 @@ async def test_a_full_mailbox_over_there_is_told_as_such() -> None:
 async def test_a_question_by_an_older_membership_is_sent_back_if_the_agent_is_elsewhere_now() -> None:
     work = Work()
     async with pair(work) as both:
-        both.there.set_membership(Membership(5, (HERE, Member("host-there", "n", "n", weight=0.0), Member("x", "n", "n"))))
+        drained = Member("host-there", "n", "n", weight=0.0)
+        both.there.set_membership(Membership(5, (HERE, drained, Member("x", "n", "n"))))
 
         with pytest.raises(UnavailableError, match="belongs to another host now"):
             await both.ask("gate/k", "quick")
