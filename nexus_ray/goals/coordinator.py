@@ -152,7 +152,7 @@ class Coordinator:
         # Not to be swept up meanwhile. Where the answer is lost, the sweep finds them as this host's own.
         self._accepting.update(goal.id for goal in goals)
         try:
-            acceptances = await self.ledger.accept(goals, self.host)
+            acceptances = await self.stream.accept(goals)
             started = []
             for goal, acceptance in zip(goals, acceptances, strict=True):
                 future = self._launch(goal, is_claimed=True, replays=False) if acceptance.is_new else None

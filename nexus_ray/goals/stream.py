@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from nexus_ray.agents.task import AgentState, TaskOrder, TaskResult
 from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Step, Write
-from nexus_ray.goals.ledger import Ledger
+from nexus_ray.goals.goal import Goal, Step, Write
+from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.step import step_body
 from nexus_ray.observe.logs import get_logger
 
@@ -33,6 +33,7 @@ class WriteStream:
         self._ledger = ledger
         self._host = host
         self._waiting: list[_Waiting] = []
+        self._accepting: list[tuple[Sequence[Goal], asyncio.Future[list[Acceptance]]]] = []
         self._has_work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -67,6 +68,16 @@ class WriteStream:
         if self._waiting:
             self._has_work.set()
 
+    def accept(self, goals: Sequence[Goal]) -> "asyncio.Future[list[Acceptance]]":
+        """Have goals accepted as this host's own, together with whatever is written next; see `Ledger.accept`."""
+        future: asyncio.Future[list[Acceptance]] = asyncio.get_running_loop().create_future()
+        if self.fenced.done() or self._is_closing:
+            future.set_exception(UnavailableError("the host is shutting down", host=self._host))
+            return future
+        self._accepting.append((goals, future))
+        self._has_work.set()
+        return future
+
     def record(
         self, order: TaskOrder, result: TaskResult, state: AgentState | None, *, is_awaited: bool
     ) -> "asyncio.Future[bool]":
@@ -93,20 +104,54 @@ class WriteStream:
             while True:
                 await self._has_work.wait()
                 batch, self._waiting = self._waiting[:_BATCH_WRITES_MAX], self._waiting[_BATCH_WRITES_MAX:]
-                if not batch and self._is_closing:
+                accepting, self._accepting = self._accepting, []
+                if not batch and not accepting and self._is_closing:
                     return
                 if not self._waiting and not self._is_closing:
                     self._has_work.clear()
-                await self._carry_out(batch)
+                # Both at once, so that the ledger finds both when it looks, and syncs once.
+                taking = asyncio.ensure_future(self._take(accepting)) if accepting else None
+                try:
+                    if batch:
+                        await self._carry_out(batch)
+                finally:
+                    if taking is not None:
+                        await asyncio.wait([taking])
         except asyncio.CancelledError:
-            _fail([*batch, *self._waiting], UnavailableError("the host is shutting down"))
+            self._give_up(batch, UnavailableError("the host is shutting down", host=self._host))
             raise
         except (FencedError, UnavailableError) as error:
             if isinstance(error, FencedError) and not self.fenced.done():
                 self.fenced.set_result(None)
-            self._is_closing = True
-            _fail([*batch, *self._waiting], error)
-            self._waiting = []
+            self._give_up(batch, error)
+
+    def _give_up(self, batch: "list[_Waiting]", error: NexusError) -> None:
+        self._is_closing = True
+        _fail([*batch, *self._waiting], error)
+        for _, future in self._accepting:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting, self._accepting = [], []
+
+    async def _take(self, accepting: "list[tuple[Sequence[Goal], asyncio.Future[list[Acceptance]]]]") -> None:
+        """Accept goals of several callers in one call; each in a call of its own where one of them is refused."""
+        together = [goal for goals, _ in accepting for goal in goals]
+        try:
+            answers = await self._ledger.accept(together, self._host)
+        except NexusError as error:
+            if isinstance(error, FencedError) and not self.fenced.done():
+                self.fenced.set_result(None)
+            for goals, future in accepting:
+                if len(accepting) > 1:
+                    await self._take([(goals, future)])
+                elif not future.done():
+                    future.set_exception(error)
+            return
+        at = 0
+        for goals, future in accepting:
+            if not future.done():
+                future.set_result(answers[at : at + len(goals)])
+            at += len(goals)
 
     async def _carry_out(self, batch: "list[_Waiting]") -> None:
         try:

@@ -18,6 +18,22 @@ from .conftest import NEXUS, ROOT, Fleet, until
 pytestmark = pytest.mark.ray
 
 BIN = Path(sys.executable).parent
+INSIDE = """
+import asyncio, json, os, pathlib
+import ray
+from nexus_ray.runtime.direct import DirectClient
+
+async def main():
+    client = DirectClient((pathlib.Path(os.environ["NEXUS_STATE_DIR"]) / "token").read_text().strip())
+    await client.connect()
+    outcomes = await asyncio.gather(*(client.run("count_then_sleep", b"3.0", 60.0) for _ in range(6)))
+    await client.close()
+    assert all(json.loads(outcome.result) == [1] * 10 + [11] * 10 for outcome in outcomes), outcomes
+    print("all 6 as they should be")
+
+ray.init()
+asyncio.run(main())
+"""
 
 
 def rays_environment(fleet: Fleet) -> dict[str, str]:
@@ -77,6 +93,24 @@ def test_a_ray_job_submits_a_goal_with_rays_token_on(fleet: Fleet, tmp_path: Pat
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count('"process"') == 4
+
+
+def test_a_driver_inside_the_cluster_gets_its_outcomes_though_a_host_is_killed(
+    fleet: Fleet, connection: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "inside.py").write_text(INSIDE)
+    job = subprocess.Popen(
+        [BIN / "ray", "job", "submit", "--working-dir", tmp_path, "--", "python", "inside.py"],
+        env=rays_environment(fleet), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    until(lambda: len(connection.goals(status="running", type="count_then_sleep")) == 6, within_s=60)
+
+    fleet.host_process(connection.hosts()[0]["host"]).kill()
+
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, printed
+    assert "all 6 as they should be" in printed
+    until(lambda: len(connection.hosts()) == 2)
 
 
 def test_a_ray_job_without_the_token_is_refused(fleet: Fleet, tmp_path: Path) -> None:
