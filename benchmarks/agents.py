@@ -51,18 +51,21 @@ async def _agents(token: str, hosts: list[psutil.Process], is_quick: bool) -> li
         after_1000 = uss_bytes(hosts)
         await wake_in_batches(large - 1_000)
         after_all = uss_bytes(hosts)
+        more = 3 * large
+        await wake_in_batches(more)
+        after_more = uss_bytes(hosts)
         say(f"memory of {large:,} agents: {(after_all - before) / large / _KIB:.2f} KiB each")
         seconds_1000 = [await wake(1_000) for _ in range(2 if is_quick else 7)]
         seconds_all = [await wake(large) for _ in range(1 if is_quick else 3)]
     target = Target("at_most", _IDLE_KIB_MAX)
     per_1000 = summarise([(after_1000 - before) / 1_000 / _KIB])
     per_all = summarise([(after_all - before) / large / _KIB])
-    # The first thousand may fill what was free in the heap; those after them cannot.
-    each_more = summarise([(after_all - after_1000) / (large - 1_000) / _KIB])
+    # The first ones fill what was free in the heap, and may even seem to cost nothing; those after them cannot.
+    each_more = summarise([(after_more - after_all) / more / _KIB])
     return [
         Row(SECTION, "1,000 agents idle, each", "KiB", per_1000, target),
         Row(SECTION, f"{large:,} agents idle, each", "KiB", per_all, target),
-        Row(SECTION, "each one more, above 1,000", "KiB", each_more, target),
+        Row(SECTION, f"each of {more:,} more", "KiB", each_more, target),
         Row(SECTION, "hosts without agents, all", "MiB", summarise([before / _MIB])),
         Row(SECTION, "1,000 agents activated", "s", summarise(seconds_1000), Target("at_most", _ACTIVATE_1000_S_MAX)),
         Row(SECTION, f"{large:,} agents activated", "s", summarise(seconds_all)),

@@ -4,6 +4,7 @@ Law: everything is found by name; whoever comes first makes it, whoever comes la
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from nexus_ray.runtime.directory_actor import DirectoryActor
 from nexus_ray.runtime.follow import follow_membership, watch_membership
 from nexus_ray.runtime.ledger_actor import LedgerActor
 from nexus_ray.runtime.names import DIRECTORY, LEDGER, NAMESPACE
+from nexus_ray.runtime.peer import Peer, host_peer
 from nexus_ray.runtime.placement import Membership, Placement
 
 log = get_logger("runtime.fleet")
@@ -46,8 +48,9 @@ class RayFleet:
     def __init__(self, call_timeout_s: float = 5.0) -> None:
         self._call_timeout_s = call_timeout_s
         self._placement = Placement(Membership(0, ()))
-        self._actors: dict[str, Any] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._peers: dict[str, Peer] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def poke(self, goals: Sequence[Goal]) -> None:
         """Tell the hosts that own these goals to look."""
@@ -64,7 +67,7 @@ class RayFleet:
     async def poke_cancel(self, record: GoalRecord, by: str) -> None:
         """Tell the host that runs a goal to cancel it."""
         await self._follow()
-        if record.host in self._actors:
+        if record.host in self._peers:
             self._tell(record.host, "cancel", record.goal.id, by)
 
     async def agents(self, limit: int) -> list[dict[str, Any]]:
@@ -77,24 +80,28 @@ class RayFleet:
         return list(await self._ask_all("status"))
 
     def _tell(self, host: str, method: str, *arguments: Any) -> None:
-        actor = self._actors.get(host)
-        if actor is not None:
-            reference = getattr(actor, method).remote(*arguments)
-            reference.future().add_done_callback(lambda future: future.exception())
+        task = asyncio.get_running_loop().create_task(self._told(self._peers[host], method, *arguments))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _told(self, peer: Peer, method: str, *arguments: Any) -> None:
+        # Best effort: a host that does not hear it finds out by itself, within a second.
+        with contextlib.suppress(NexusError, TimeoutError):
+            await self._ask(peer, method, *arguments)
 
     async def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
         await self._follow()
         answers = await asyncio.gather(
-            *(self._ask(actor, method, *arguments) for actor in self._actors.values()), return_exceptions=True
+            *(self._ask(peer, method, *arguments) for peer in self._peers.values()), return_exceptions=True
         )
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
-    async def _ask(self, actor: Any, method: str, *arguments: Any) -> Any:
+    async def _ask(self, peer: Peer, method: str, *arguments: Any) -> Any:
         async with asyncio.timeout(self._call_timeout_s):
-            return await getattr(actor, method).remote(*arguments)
+            return await peer.call(method, *arguments)
 
     async def _follow(self) -> None:
-        if self._task is not None and not self._task.done():
+        if self._following is not None and not self._following.done():
             return
         try:
             self._take(await watch_membership(0))
@@ -102,16 +109,14 @@ class RayFleet:
             log.warning("fleet.no_directory", error=str(error))
             return
         following = follow_membership(self._take, self._placement.membership.epoch)
-        self._task = asyncio.get_running_loop().create_task(following, name="follow membership")
+        self._following = asyncio.get_running_loop().create_task(following, name="follow membership")
 
     def _take(self, membership: Membership) -> None:
         if membership.epoch <= self._placement.membership.epoch:
             return
-        actors = {}
-        for member in membership.members:
-            try:
-                actors[member.host] = ray.get_actor(member.host, namespace=NAMESPACE)
-            except ValueError:
-                continue  # Died meanwhile: a newer membership is on its way.
-        self._actors = actors
+        before = self._peers
+        self._peers = {member.host: before.get(member.host) or host_peer(member) for member in membership.members}
+        for host, peer in before.items():
+            if host not in self._peers:
+                peer.close()
         self._placement = Placement(membership)

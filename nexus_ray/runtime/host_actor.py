@@ -60,7 +60,19 @@ class AgentHost:
         )
         self._door = DirectDoor(self._process, settings)
         self._socket = socket_folder(settings.state_dir) / f"{host}.sock"
-        self._wire = WireServer(self._socket, {"deliver": self._process.deliver, "exchange": self._door.exchange})
+        # Not this actor's methods: Ray wraps those, and the wrapper costs as much as the call.
+        process = self._process
+        self._wire = WireServer(
+            self._socket,
+            {
+                "deliver": process.deliver,
+                "exchange": self._door.exchange,
+                "poke": process.poke,
+                "cancel": process.coordinator.cancel,
+                "agents": process.agents,
+                "status": process.status,
+            },
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> Member:
@@ -99,21 +111,11 @@ class AgentHost:
 
     async def agents(self, limit: int) -> list[dict[str, Any]]:
         """Return active agents."""
-        return [
-            {
-                "agent": str(agent),
-                "type": agent.type,
-                "key": agent.key,
-                "host": self._process.host,
-                "running": running,
-                "waiting": waiting,
-            }
-            for agent, running, waiting in self._process.runner.active(limit)
-        ]
+        return self._process.agents(limit)
 
     async def status(self) -> dict[str, Any]:
         """Tell how busy this host is."""
-        return {**self._process.status(), "process": os.getpid()}
+        return self._process.status()
 
     async def drain(self, timeout_s: float) -> bool:
         """Finish what is under way, take no more."""

@@ -5,6 +5,7 @@ Law: `HostProcess` only wires and ticks; what is decided is decided in the parts
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,22 @@ class HostProcess:
             "epoch": self.post.membership.epoch,
             "goals": self.coordinator.held,
             "agents": self.runner.counts(),
+            "process": os.getpid(),
         }
+
+    def agents(self, limit: int) -> list[dict[str, Any]]:
+        """Return active agents, `limit` at the most."""
+        return [
+            {
+                "agent": str(agent),
+                "type": agent.type,
+                "key": agent.key,
+                "host": self.host,
+                "running": running,
+                "waiting": waiting,
+            }
+            for agent, running, waiting in self.runner.active(limit)
+        ]
 
     async def drain(self, timeout_s: float) -> bool:
         """Finish what is under way, take no more; tell whether everything ended in time."""
