@@ -74,6 +74,8 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
         num_replicas=replicas,
         max_ongoing_requests=settings.runtime.requests_in_flight_max,
         max_queued_requests=settings.runtime.requests_in_flight_max,
+        health_check_period_s=1.0,
+        health_check_timeout_s=5.0,
         ray_actor_options={"num_cpus": 0},
     )
     return deployment.bind()

@@ -71,6 +71,9 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         # What goes to stderr is for the person who typed `nexus up`; Serve's lines are in Ray's session folder.
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "nexus_ray.api.ingress:edge",
+        # A proxy that was killed is missed after three of these, and there again a second later; by default after 30 s.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
         # The head would keep a record of every process that ever died.
         "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),

@@ -62,6 +62,20 @@ class Alone(nexus.Agent):
         return {"process": os.getpid(), "n": self.state.n}
 
 
+@app.agent(isolation="process", resources={"unobtainium": 1}, timeout_s=1.5)
+class Homeless(nexus.Agent):
+    """Wants what no machine here has."""
+
+    async def handle(self, payload: Any) -> Any:
+        return payload
+
+
+@app.goal
+async def homeless(request: Any, team: nexus.Team) -> Any:
+    """Ask an agent that can be placed nowhere."""
+    return await team.ask(Homeless, request)
+
+
 @app.goal
 async def count(request: int, team: nexus.Team) -> list[dict[str, int]]:
     """Ask `request` counters to count one."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus_ray.core.errors import InvalidArgumentError, TaskFailedError
+from nexus_ray.core.errors import DeadlineExceededError, InvalidArgumentError, TaskFailedError
 from nexus_ray.runtime.client import Connection
 
 from .conftest import Fleet, until
@@ -83,6 +83,11 @@ def test_an_isolated_agent_that_dies_fails_its_task_and_nothing_else(connection:
     assert goal.record["status"] == "failed"
     assert "alone/" in goal.record["failure"]["agent"]
     assert {entry["process"] for entry in connection.hosts()} == hosts
+
+
+def test_an_agent_whose_resources_are_nowhere_is_given_up_in_time(connection: Connection) -> None:
+    with pytest.raises(DeadlineExceededError, match=r"homeless/main did not answer within 1\.5 s"):
+        connection.submit("homeless", 1).result(30)
 
 
 def test_a_cancelled_goal_stops_its_agents(connection: Connection) -> None:
