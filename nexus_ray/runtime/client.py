@@ -32,6 +32,7 @@ from nexus_ray.runtime.answers import outcome_error, problem
 from nexus_ray.runtime.fleet_file import is_running, read_fleet_file, read_token, state_folder
 
 _TRIES_MAX = 4
+_TRIES_MAX_ONCE_UP = 8  # With the pauses some 15 s: a front door that was there before is there again by then.
 _PAUSE_BASE_S = 0.2
 _PAUSE_MAX_S = 5.0  # A server may ask for more; a person at a terminal would not wait for it.
 _TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
@@ -95,6 +96,7 @@ class Connection:
         self._clock = clock or SystemClock()
         self._pause = pause
         self._jitter = jitter or random.Random()
+        self._was_up = False
         self._http = httpx2.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"},
@@ -207,13 +209,14 @@ class Connection:
         method: str,
         path: str,
         *,
-        tries_max: int = _TRIES_MAX,
+        tries_max: int | None = None,
         is_repeatable: bool = True,
         accepts: tuple[int, ...] = (),
         **options: Any,
     ) -> httpx2.Response:
         """Send one request, repeated within bounds where nothing was answered or the answer was "not now"."""
-        for attempt in range(1, tries_max + 1):
+        for attempt in range(1, _TRIES_MAX_ONCE_UP + 1):
+            tries = tries_max or _TRIES_MAX
             asked_s: float | None = None
             try:
                 response = self._http.request(method, path, **options)
@@ -221,16 +224,23 @@ class Connection:
                 # What was sent may have been done: only a request that never arrived is repeated without a key.
                 can_repeat = is_repeatable or isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 failure: NexusError = self._unreachable(error)
+                tries = tries_max or self.outage_tries
             else:
+                self._was_up = True
                 if response.is_success or response.status_code in accepts:
                     return response
                 failure = problem(response)
                 asked_s = failure.details.get("retry_after_s")
                 can_repeat = response.status_code == 503
-            if not can_repeat or attempt == tries_max:
+            if not can_repeat or attempt >= tries:
                 raise failure
             self._rest(attempt, asked_s)
         raise AssertionError("unreachable")
+
+    @property
+    def outage_tries(self) -> int:
+        """How often something is tried that does not get through: more often where it did before."""
+        return _TRIES_MAX_ONCE_UP if self._was_up else _TRIES_MAX
 
     def _rest(self, attempt: int, asked_s: float | None = None) -> None:
         if asked_s is None:
@@ -323,7 +333,7 @@ class GoalHandle:
             breaks = 0 if after > seen else breaks + 1
             if failure is None and after == seen and self.status in _TERMINAL:
                 return  # Everything was read before this call.
-            if breaks >= _TRIES_MAX:
+            if breaks >= self._connection.outage_tries:
                 raise failure or UnavailableError(f"the events of {self.id} end before the goal does; try again")
             self._connection._rest(max(1, breaks))
 

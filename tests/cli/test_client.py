@@ -128,7 +128,25 @@ def test_a_stream_that_never_brings_anything_is_given_up(
 
     with pytest.raises(UnavailableError):
         list(connection.goal("goal-1").events())
-    assert len(fleet.asked(EVENTS)) == 4
+    assert len(fleet.asked(EVENTS)) == 8
+    assert sum(pauses) > 10
+
+
+def test_a_front_door_that_was_there_before_is_waited_for(
+    fleet: Fleet, connection: Connection, pauses: list[float]
+) -> None:
+    fleet.on(GOAL, as_json(goal("running")), *[None] * 6, as_json(goal(result=7)))
+
+    assert connection.goal("goal-1").result() == 7
+    assert 10 < sum(pauses) < 20
+
+
+def test_one_that_was_never_there_is_given_up_soon(fleet: Fleet, connection: Connection, pauses: list[float]) -> None:
+    fleet.on("GET /v1/agents", None)
+
+    with pytest.raises(UnavailableError):
+        connection.agents()
+    assert len(fleet.asked("GET /v1/agents")) == 4
 
 
 def test_a_refused_stream_is_a_problem(fleet: Fleet, connection: Connection) -> None:
