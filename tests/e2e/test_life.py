@@ -3,10 +3,17 @@
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from nexus_ray.core.errors import UnavailableError
 from tests.ray.conftest import NEXUS, Fleet, until
@@ -22,9 +29,9 @@ class Foreground(Fleet):
 
     process: "subprocess.Popen[str]"
 
-    def up(self, **settings: str) -> None:
+    def up(self, *arguments: str, **settings: str) -> None:
         self.process = subprocess.Popen(
-            [*NEXUS, "up", self.app], env={**self.environment, **settings}, text=True,
+            [*NEXUS, "up", self.app, *arguments], env={**self.environment, **settings}, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         until(lambda: self.process.poll() is not None or self._is_up(), within_s=120, every_s=0.2)
@@ -38,6 +45,26 @@ class Foreground(Fleet):
             return False
 
 
+def tls(folder: Path) -> tuple[str, ...]:
+    """Make a certificate for loopback, and return the flags that name it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1)).not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(private)
+    return "--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem")
+
+
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Foreground]:
     fleet = Foreground(tmp_path / "state", "tests.ray.fleet_app:app")
@@ -48,9 +75,17 @@ def fleet(tmp_path: Path) -> Iterator[Foreground]:
 
 
 @pytest.mark.timeout(240)
-def test_what_was_accepted_is_there_after_a_full_disk_a_kill_and_a_restart(fleet: Foreground) -> None:
-    fleet.up(NEXUS_LEDGER__FILE_BYTES_MAX=str(LEDGER_BYTES))
+def test_what_was_accepted_is_there_after_a_full_disk_a_kill_and_a_restart(
+    fleet: Foreground, tmp_path: Path
+) -> None:
+    fleet.up(*tls(tmp_path), NEXUS_LEDGER__FILE_BYTES_MAX=str(LEDGER_BYTES))
     accepted = []
+    # With TLS the client trusts this fleet's certificate and nobody speaks in clear.
+    assert fleet.record["url"].startswith("https://")
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(fleet.record["url"].replace("https://", "http://") + "/health")
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(fleet.record["url"] + "/health")
     with fleet.connect() as connection:
         sleeping = connection.submit("count_then_sleep", 5.0)
         until(lambda: sleeping.status == "running")
