@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from nexus_ray.cli.exits import ExitCode, status_exit_code
-from nexus_ray.cli.show import print_rich, say
+from nexus_ray.cli.show import print_json, print_rich, say
 from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, NexusError, NotFoundError
 
 APP = "supply_chain:app"
@@ -32,6 +32,7 @@ def demo(
         list[Path] | None, typer.Argument(help="Files or folders; the installed packages if none.")
     ] = None,
     html: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("supply_chain_report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON for scripts.")] = False,
 ) -> None:
     """Review Python packages with a team of agents; prints a ranking and writes a page."""
     chosen = check_paths(paths or [])
@@ -51,19 +52,24 @@ def demo(
         except KeyboardInterrupt:
             _cancel(goal)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
-        _report(goal, html)
+        _report(goal, html, as_json)
+    if as_json:
+        return
     for line in questions(nexus_command(), goal.id, folder, kept, has_paths=bool(chosen)):
         say(line)
 
 
-def _report(goal: Any, html: Path) -> None:
+def _report(goal: Any, html: Path, as_json: bool) -> None:
     record = goal.record
     if record["status"] != "succeeded":
         message = (record.get("failure") or {}).get("message", "")
         say(f"error: goal {goal.id} {record['status']}{f': {message}' if message else ''}")
         raise typer.Exit(status_exit_code(record["status"]))
     page = importlib.import_module("supply_chain_page")
-    print_rich(page.render_table(record["result"]))
+    if as_json:
+        print_json(record["result"])
+    else:
+        print_rich(page.render_table(record["result"]))
     html.write_text(page.render_page(record["result"], goal.trace(), record), encoding="utf-8")
     say("")
     say(f"every finding, and how the work was shared: {html.resolve()}")
