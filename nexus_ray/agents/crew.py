@@ -38,6 +38,11 @@ class Job(asyncio.Future[Any]):
             return super().cancel(msg)
         return self.task.cancel(msg)
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Tell whether somebody has asked for it to be cancelled, or cut it off."""
+        return self.task is not None and self.task.cancelling() > 0
+
     def expire(self) -> None:
         """Cut the coroutine off: its time is over."""
         self._is_over = True

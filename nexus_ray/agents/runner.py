@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict
 
-from nexus_ray.agents.activation import Activation, Surroundings
+from nexus_ray.agents.activation import Activation, Surroundings, task_failure
 from nexus_ray.agents.crew import Crew, Job
 from nexus_ray.agents.ports import Isolation, Recorder
 from nexus_ray.agents.spec import AgentSpec
@@ -227,10 +227,14 @@ class AgentRunner:
             except NexusError as raised:
                 error = raised
             except (TimeoutError, asyncio.CancelledError) as ended:
-                if isinstance(ended, asyncio.CancelledError) and not job.has_expired():
+                if isinstance(ended, TimeoutError) or job.has_expired():
+                    late_s = deadline_at - started_at
+                    error = DeadlineExceededError(f"{order.agent} did not answer within {late_s:.3g} s")
+                elif job.is_cancelled:
                     await activation.after_failure(ended)
                     raise
-                error = DeadlineExceededError(f"{order.agent} did not answer within {deadline_at - started_at:.3g} s")
+                else:  # Nobody asked for it: the agent awaited something that was cancelled.
+                    error = task_failure(order.agent, ended)
             await activation.after_failure(error)
             now = self._clock.now()
             activation.used_at = now

@@ -540,3 +540,20 @@ async def test_without_processes_an_isolated_agent_is_refused_plainly(app: nexus
         failed = await host.ask("alone/k", "x")
 
     assert failed.failure is not None and failed.failure.code == "unavailable"
+
+
+async def test_an_agent_that_awaits_something_cancelled_fails_its_task_and_stops_nobody(app: nexus.App) -> None:
+    @app.agent
+    class Reader(nexus.Agent):
+        async def handle(self, payload: bool) -> int:
+            if payload:
+                gone = asyncio.ensure_future(asyncio.sleep(60))
+                gone.cancel()
+                await gone
+            return 1
+
+    async with bench(app) as host:
+        failed = await host.ask("reader/a", True)
+
+        assert failed.failure is not None and failed.failure.error_type == "CancelledError"
+        assert await host.value("reader/a", False) == 1
