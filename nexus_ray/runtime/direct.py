@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import NexusError, UnavailableError, error_classes
@@ -29,6 +29,7 @@ from nexus_ray.security.authz import Authorizer
 _EXCHANGES_PARKED_MAX = 2  # One waits at the host while the next brings goals; more would only be parked.
 _WAIT_S = 10.0
 _AGAIN_AFTER_S = 0.2
+_FORGET_AFTER_S = 60.0  # A client that lives asks again within ten seconds; one that died takes no answers home.
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,15 @@ class Answer:
 register(SubmitRequest, Answer)
 
 
+@dataclass(slots=True)
+class _Caller:
+    """A client of the door: what is ready for it, and when it was heard of last, in monotonic seconds."""
+
+    ready: list[Answer] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    heard_at: float = 0.0
+
+
 class DirectDoor:
     """The host's side; used from one event loop only."""
 
@@ -53,27 +63,35 @@ class DirectDoor:
         self._settings = settings
         self._authenticator = Authenticator.from_folder(settings.state_dir, settings.tokens, process.clock)
         self._authorizer = Authorizer.from_folder(settings.state_dir)
-        self._ready: dict[str, list[Answer]] = {}
-        self._news: dict[str, asyncio.Event] = {}
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()  # The one that was heard of last is last.
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def exchange(
         self, client: str, token: str, requests: Sequence[tuple[int, SubmitRequest]], wait_s: float
     ) -> list[Answer]:
         """Take goals in and return the answers that are ready for this client, waiting for one if there is none."""
-        news = self._news.setdefault(client, asyncio.Event())
+        caller = self._heard_of(client)
         if requests:
             task = asyncio.get_running_loop().create_task(self._take_in(client, token, requests), name="take in")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if not self._ready.get(client):
+        if not caller.ready:
             try:
-                async with asyncio.timeout(wait_s):
-                    await news.wait()
+                async with asyncio.timeout(min(wait_s, _WAIT_S)):
+                    await caller.news.wait()
             except TimeoutError:
                 return []
-        news.clear()
-        return self._ready.pop(client, [])
+        caller.news.clear()
+        ready, caller.ready = caller.ready, []
+        return ready
+
+    def _heard_of(self, client: str) -> "_Caller":
+        caller = self._callers.setdefault(client, _Caller())
+        now = caller.heard_at = self._process.clock.monotonic()
+        self._callers.move_to_end(client)
+        while next(iter(self._callers.values())).heard_at < now - _FORGET_AFTER_S:
+            self._callers.popitem(last=False)
+        return caller
 
     async def _take_in(self, client: str, token: str, requests: Sequence[tuple[int, SubmitRequest]]) -> None:
         process = self._process
@@ -112,8 +130,10 @@ class DirectDoor:
             self._answer(client, Answer(number, goal_id, future.result()))
 
     def _answer(self, client: str, answer: Answer) -> None:
-        self._ready.setdefault(client, []).append(answer)
-        self._news[client].set()
+        caller = self._callers.get(client)
+        if caller is not None:  # Otherwise it has gone; the outcome is on record.
+            caller.ready.append(answer)
+            caller.news.set()
 
 
 class DirectClient:
