@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -144,7 +144,10 @@ class DirectClient:
 
     def __init__(self, token: str) -> None:
         self._token = token
-        self._client = new_id("client")
+        # As whom we speak to each host. After a call was lost it is somebody new: what still waits at the host in the
+        # old name would take answers home to nobody.
+        self._names: defaultdict[str, str] = defaultdict(lambda: new_id("client"))
+        self._prefix = new_id("key")
         self._hosts: list[Peer] = []
         self._epoch = 0
         self._turn = 0
@@ -165,6 +168,7 @@ class DirectClient:
             self._epoch = membership.epoch
             for peer in self._hosts:
                 peer.close()
+            self._names.clear()
             self._hosts = [host_peer(member) for member in membership.members]
         if not self._hosts:
             raise UnavailableError("the fleet has no hosts")
@@ -190,7 +194,7 @@ class DirectClient:
             NexusError: It was refused, or its outcome cannot be had here in time.
         """
         self._turn += 1
-        request = SubmitRequest(type_name, payload, timeout_s, f"{self._client}-{self._turn}")
+        request = SubmitRequest(type_name, payload, timeout_s, f"{self._prefix}-{self._turn}")
         turn = self._turn
         ends_at = time.monotonic() + timeout_s
         while True:
@@ -229,10 +233,11 @@ class DirectClient:
                 requests = self._outgoing.pop(host, [])
                 if not requests and self._parked[host] > 1:
                     return  # The other call is parked there already.
-                answers = await peer.call("exchange", self._client, self._token, requests, _WAIT_S)
+                answers = await peer.call("exchange", self._names[host], self._token, requests, _WAIT_S)
                 for answer in answers:
                     self._settle(answer.number, answer)
         except NexusError as error:
+            self._names.pop(host, None)
             self._outgoing.pop(host, None)
             for number in [number for number, (waiting_for, _) in self._waiting.items() if waiting_for == host]:
                 self._settle(number, error)

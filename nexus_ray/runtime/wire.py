@@ -126,6 +126,8 @@ class _ServerSide(_Framed):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.discard(self)
+        for task in self._tasks:
+            task.cancel()  # Nobody is there for the answer.
 
     def frame_received(self, frame: tuple[Any, ...]) -> None:
         number, name, arguments = frame

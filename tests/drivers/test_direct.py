@@ -124,6 +124,16 @@ async def test_a_token_that_expires_while_the_client_is_known_is_refused(bench: 
     assert (await bench.ask(SubmitRequest("double", b"1"), token=token))[0].error == "UnauthenticatedError"
 
 
+async def test_a_call_that_was_lost_takes_no_answers_of_the_name_that_follows_it(bench: Bench) -> None:
+    lost = asyncio.ensure_future(bench.door.exchange("before", bench.token(), [], 5.0))
+    await asyncio.sleep(0)
+
+    answers = await bench.ask(SubmitRequest("double", b"3"), client="after")
+
+    assert answers[0].outcome is not None and not lost.done()
+    lost.cancel()
+
+
 async def test_answers_that_nobody_fetches_are_forgotten(bench: Bench) -> None:
     assert await bench.door.exchange("gone", bench.token(), [(0, SubmitRequest("double", b"1"))], 0.0) == []
     while not bench.door._callers["gone"].ready:

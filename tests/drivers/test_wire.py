@@ -101,6 +101,27 @@ def test_a_connection_that_breaks_tells_every_caller_that_nobody_knows(loop: Any
     run(loop, law, path, never=lambda: asyncio.Event().wait())
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_runs_for_a_caller_that_hangs_up_is_cancelled(loop: Any, path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def waits() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def law(client: WireClient, _: WireServer) -> None:
+        call = asyncio.ensure_future(client.call("waits"))
+        assert await client.call("ping") == "pong"  # The first call has begun.
+        client.close()
+        await ended.wait()
+        with pytest.raises(UnavailableError):
+            await call
+
+    run(loop, law, path, waits=waits, ping=lambda: "pong")
+
+
 async def test_nobody_there_is_said_at_once(path: Path) -> None:
     with pytest.raises(UnavailableError, match="nobody listens"):
         await WireClient.connect(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 from nexus_ray.runtime.client import Connection
@@ -34,6 +35,13 @@ async def main():
 ray.init()
 asyncio.run(main())
 """
+
+
+def sockets(process: psutil.Process) -> list[Any]:
+    try:
+        return list(process.net_connections())
+    except psutil.NoSuchProcess:
+        return []  # It ended since it was listed; what has ended listens nowhere.
 
 
 def rays_environment(fleet: Fleet) -> dict[str, str]:
@@ -145,7 +153,7 @@ def test_every_socket_of_the_fleet_listens_on_loopback_only(fleet: Fleet) -> Non
     listening = {
         (process.name(), connection.laddr.ip, connection.laddr.port)
         for process in fleet.processes()
-        for connection in process.net_connections()
+        for connection in sockets(process)
         if connection.status == "LISTEN"
     }
 
