@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nexus_ray.agents.task import AgentState, Failure
 
@@ -151,8 +151,3 @@ class GoalQuery:
     parent: str = ""
     before: str = ""
     limit: int = 50
-
-
-def failure_or_none(value: dict[str, Any] | None) -> Failure | None:
-    """Read a stored failure, where there is one."""
-    return None if value is None else Failure.from_json(value)

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from nexus_ray.agents.ports import Isolation
@@ -159,8 +158,3 @@ class HostProcess:
                 await work()
             except Exception:
                 log.exception("host.loop_failed", loop=work.__name__)
-
-
-def state_folders(state_dir: Path) -> dict[str, Path]:
-    """Return where a fleet keeps what: `ledger`, `traces`, `logs`, `metrics`."""
-    return {name: state_dir / name for name in ("ledger", "traces", "logs", "metrics")}
