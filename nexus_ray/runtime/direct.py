@@ -209,6 +209,8 @@ class DirectClient:
                 await self.connect()
 
     async def _run_once(self, turn: int, request: SubmitRequest) -> Outcome:
+        if not self._hosts:
+            raise UnavailableError("the fleet has no hosts")
         peer = self._hosts[turn % len(self._hosts)]
         self._numbers += 1
         number = self._numbers

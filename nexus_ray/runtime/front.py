@@ -238,7 +238,7 @@ class FrontDoor:
         record = await self._record(goal_id)
         if self._trace_folder is None:
             return []
-        flush()
+        await asyncio.to_thread(flush)  # A collector that does not answer would hold up everybody here.
         if record.outcome is not None:
             # The other processes write their spans a few times a second: let a goal that has just ended be whole.
             age_s = self._clock.now() - record.outcome.finished_at

@@ -10,9 +10,10 @@ import pytest
 import nexus_ray as nexus
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import ManualClock
+from nexus_ray.core.errors import UnavailableError
 from nexus_ray.goals.goal import GoalStatus
 from nexus_ray.goals.ledger_memory import MemoryLedger
-from nexus_ray.runtime.direct import Answer, DirectDoor
+from nexus_ray.runtime.direct import Answer, DirectClient, DirectDoor
 from nexus_ray.runtime.front import SubmitRequest
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
@@ -143,3 +144,10 @@ async def test_answers_that_nobody_fetches_are_forgotten(bench: Bench) -> None:
     await bench.ask(SubmitRequest("double", b"1"))
 
     assert list(bench.door._callers) == ["c"]
+
+
+async def test_a_client_that_knows_no_host_says_so_and_does_not_break() -> None:
+    client = DirectClient("token")
+
+    with pytest.raises(UnavailableError, match="no hosts"):
+        await client.run("double", b"1", 0.1)
