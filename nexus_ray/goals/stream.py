@@ -121,9 +121,12 @@ class WriteStream:
             self._give_up(batch, UnavailableError("the host is shutting down", host=self._host))
             raise
         except (FencedError, UnavailableError) as error:
-            if isinstance(error, FencedError) and not self.fenced.done():
-                self.fenced.set_result(None)
+            self._note_fence(error)
             self._give_up(batch, error)
+
+    def _note_fence(self, error: NexusError) -> None:
+        if isinstance(error, FencedError) and not self.fenced.done():
+            self.fenced.set_result(None)
 
     def _give_up(self, batch: "list[_Waiting]", error: NexusError) -> None:
         self._is_closing = True
@@ -139,8 +142,7 @@ class WriteStream:
         try:
             answers = await self._ledger.accept(together, self._host)
         except NexusError as error:
-            if isinstance(error, FencedError) and not self.fenced.done():
-                self.fenced.set_result(None)
+            self._note_fence(error)
             for goals, future in accepting:
                 if len(accepting) > 1:
                     await self._take([(goals, future)])
