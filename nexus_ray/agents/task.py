@@ -69,8 +69,12 @@ class TaskResult(NamedTuple):
 
 
 class AgentState(NamedTuple):
-    """An agent's durable state: `body` is JSON, `version` counts its commits from 1."""
+    """An agent's durable state: `body` is JSON, `version` counts its commits from 1.
+
+    `schema` is the version of the state's type, as the agent's class declares it, that `body` was written with.
+    """
 
     agent: AgentId
     version: int
     body: bytes
+    schema: int = 1

@@ -75,8 +75,27 @@ class EntryKind(StrEnum):
     PLANNED = "planned"
     STEP = "step"
     NOTE = "note"
+    TIMER = "timer"
+    ASKED = "asked"
+    ANSWERED = "answered"
+    EFFECT_BEGUN = "effect_begun"
+    EFFECT_ENDED = "effect_ended"
+    RELEASED = "released"
     CANCEL_REQUESTED = "cancel_requested"
     FINISHED = "finished"
+
+
+KEYED = frozenset(
+    {
+        EntryKind.STEP,
+        EntryKind.TIMER,
+        EntryKind.ASKED,
+        EntryKind.ANSWERED,
+        EntryKind.EFFECT_BEGUN,
+        EntryKind.EFFECT_ENDED,
+    }
+)
+"""What is recorded once under its key: a second record of the same key in the same goal changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +122,18 @@ class Claim:
 
 
 class Step(NamedTuple):
-    """Record a finished step, and with it the state of the agent that ran it. The first record of a key stands."""
+    """Record something once under a key: a finished step, and with it the state of the agent that ran it.
+
+    Or a timer, a question to a person and its answer, an effect that is about to begin and how it ended. `kind` is
+    one of `KEYED`. The first record of a key stands, whatever its kind.
+    """
 
     goal_id: str
     step_key: str
     at: float
     body: bytes
     state: AgentState | None = None
+    kind: EntryKind = EntryKind.STEP
 
 
 class Note(NamedTuple):
@@ -119,6 +143,14 @@ class Note(NamedTuple):
     at: float
     body: bytes
     kind: EntryKind = EntryKind.NOTE
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give a goal back, so that another host may claim it; only the holder may. Sets it accepted again."""
+
+    goal_id: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +170,7 @@ class RequestCancel:
     by: str
 
 
-Write = Claim | Step | Note | Finish | RequestCancel
+Write = Claim | Step | Note | Release | Finish | RequestCancel
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,11 @@ class Acceptance:
     is_new: bool
 
 
+def answer_key(step_key: str) -> str:
+    """Return the key under which the answer to a question is recorded, or the end of an effect."""
+    return f"{step_key}="
+
+
 class Ledger(Protocol):
     """What every ledger promises.
 
@@ -50,9 +55,9 @@ class Ledger(Protocol):
         `Claim`: false if another unfenced host holds the goal, or the goal is unknown or terminal; true again for
         the one who holds it. `Step`: false if the key stands already, or the goal is unknown or terminal, or its
         `state.version` is not the stored version plus one (0 where none is stored); then the state is not kept
-        either. `Note`: false if the goal is unknown or terminal. `Finish`: false unless `writer` holds the goal and
-        it is not terminal. `RequestCancel`: false if the goal is unknown or terminal; the first one stands, later
-        ones are true and change nothing; any writer may, `""` included.
+        either. `Note`: false if the goal is unknown or terminal. `Release` and `Finish`: false unless `writer` holds
+        the goal and it is not terminal. `RequestCancel`: false if the goal is unknown or terminal; the first one
+        stands, later ones are true and change nothing; any writer may, `""` included.
 
         Args:
             writer: The host that writes, or `""` for the front door, which holds nothing.
@@ -77,6 +82,17 @@ class Ledger(Protocol):
 
     async def journal(self, goal_id: str, after_seq: int, limit: int) -> list[Entry]:
         """Return a goal's entries with `seq` above `after_seq`, in order, `limit` at the most."""
+        ...
+
+    async def entry(self, goal_id: str, step_key: str) -> Entry | None:
+        """Return what was recorded under a key, or None."""
+        ...
+
+    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+        """Return entries of kind `asked` above `after_seq` that nobody has answered, of goals that are not terminal.
+
+        In order, `limit` at the most. An answer to the question `KEY` is recorded under `answer_key(KEY)`.
+        """
         ...
 
     async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:

@@ -20,6 +20,11 @@ def claimed_body(host: str) -> bytes:
     return orjson.dumps({"host": host})
 
 
+def released_body(host: str) -> bytes:
+    """Return `{"host"}`."""
+    return orjson.dumps({"host": host})
+
+
 def cancel_requested_body(by: str) -> bytes:
     """Return `{"by"}`."""
     return orjson.dumps({"by": by})

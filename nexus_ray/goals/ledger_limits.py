@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from nexus_ray.core.errors import InvalidArgumentError
-from nexus_ray.goals.goal import EntryKind, Finish, Goal, Note, RequestCancel, Step, Write
+from nexus_ray.goals.goal import KEYED, EntryKind, Finish, Goal, Note, RequestCancel, Step, Write
 
 _MIB = 1024 * 1024
 _ID_CHARACTERS_MAX = 512  # Ids, step keys and names stand in indexes; ours are under 60 characters.
@@ -86,7 +86,9 @@ def check_writes(writes: Sequence[Write], settings: LedgerSettings) -> int:
     size_bytes = 0
     for write in writes:
         match write:
-            case Step(step_key=step_key, body=body, state=state):
+            case Step(step_key=step_key, body=body, state=state, kind=kind):
+                if kind not in KEYED:
+                    raise InvalidArgumentError("what is recorded under a key is of a kind that has one", kind=str(kind))
                 _check_id(step_key, "step key")
                 _check_body(body, settings)
                 size_bytes += len(body)

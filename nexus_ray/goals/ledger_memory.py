@@ -20,13 +20,20 @@ from nexus_ray.goals.goal import (
     GoalRecord,
     GoalStatus,
     Note,
+    Release,
     RequestCancel,
     Step,
     Write,
 )
-from nexus_ray.goals.ledger import Acceptance
+from nexus_ray.goals.ledger import Acceptance, answer_key
 from nexus_ray.goals.ledger_bell import Bell
-from nexus_ray.goals.ledger_entry import accepted_body, cancel_requested_body, claimed_body, finished_body
+from nexus_ray.goals.ledger_entry import (
+    accepted_body,
+    cancel_requested_body,
+    claimed_body,
+    finished_body,
+    released_body,
+)
 from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
 
 
@@ -38,7 +45,7 @@ class MemoryLedger:
         self._records: dict[str, GoalRecord] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._entries: list[Entry] = []
-        self._steps: set[tuple[str, str]] = set()
+        self._steps: dict[tuple[str, str], Entry] = {}
         self._states: dict[AgentId, AgentState] = {}
         self._fenced: set[str] = set()
         self._epoch = 0
@@ -119,6 +126,23 @@ class MemoryLedger:
         found = [entry for entry in self._entries if entry.goal_id == goal_id and entry.seq > after_seq]
         return found[: self._rows(limit)]
 
+    async def entry(self, goal_id: str, step_key: str) -> Entry | None:
+        """Return what was recorded under a key, or None."""
+        self._check()
+        return self._steps.get((goal_id, step_key))
+
+    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+        """Return what was asked of people and is not answered; see `Ledger.questions`."""
+        self._check()
+        found = [
+            entry
+            for entry in self._entries[max(0, after_seq) :]
+            if entry.kind is EntryKind.ASKED
+            and not self._records[entry.goal_id].status.is_terminal
+            and (entry.goal_id, answer_key(entry.step_key)) not in self._steps
+        ]
+        return found[: self._rows(limit)]
+
     async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:
         """Return which goals have news; see `Ledger.changes`."""
         self._check()
@@ -175,6 +199,11 @@ class MemoryLedger:
                 return self._step(write)
             case Note(goal_id, at, body, kind):
                 self._tell(goal_id, kind, at, body)
+            case Release(goal_id, at):
+                if not writer or record.host != writer:
+                    return False
+                self._records[goal_id] = replace(record, status=GoalStatus.ACCEPTED, host="")
+                self._tell(goal_id, EntryKind.RELEASED, at, released_body(writer))
             case Finish(goal_id, outcome):
                 if not writer or record.host != writer:
                     return False
@@ -203,8 +232,8 @@ class MemoryLedger:
             if step.state.version != (stored.version if stored else 0) + 1:
                 return False
             self._states[step.state.agent] = step.state
-        self._steps.add((step.goal_id, step.step_key))
-        self._tell(step.goal_id, EntryKind.STEP, step.at, step.body, step.step_key)
+        self._tell(step.goal_id, step.kind, step.at, step.body, step.step_key)
+        self._steps[step.goal_id, step.step_key] = self._entries[-1]
         return True
 
     def _tell(self, goal_id: str, kind: EntryKind, at: float, body: bytes, step_key: str = "") -> None:

@@ -29,20 +29,21 @@ class Rows:
                 at += span
 
 
-JOURNAL = Rows(6, "INSERT INTO journal(seq, goal_id, kind, at, step_key, body) VALUES {}")
+JOURNAL = Rows(7, "INSERT INTO journal(seq, goal_id, kind, at, step_key, body, sum) VALUES {}")
 GOALS = Rows(
-    11,
+    13,
     "INSERT INTO goals(id, type, principal, parent, accepted_at, deadline_at, headers, idempotency_key, accepted_seq,"
-    " status, host) VALUES {}",
+    " sum, status, host, standing_sum) VALUES {}",
 )
 STANDINGS = Rows(
-    8,
+    9,
     "UPDATE goals SET status = v.column2, host = v.column3, cancel_by = v.column4, finished_seq = v.column5,"
-    " finished_at = v.column6, failure = v.column7, answered_by = v.column8"
+    " finished_at = v.column6, failure = v.column7, answered_by = v.column8, standing_sum = v.column9"
     " FROM (VALUES {}) AS v WHERE goals.id = v.column1",
 )
 STATES = Rows(
-    4,
-    "INSERT INTO agent_states(type, key, version, body) VALUES {}"
-    " ON CONFLICT DO UPDATE SET version = excluded.version, body = excluded.body",
+    6,
+    "INSERT INTO agent_states(type, key, version, schema, body, sum) VALUES {}"
+    " ON CONFLICT DO UPDATE SET version = excluded.version, schema = excluded.schema, body = excluded.body,"
+    " sum = excluded.sum",
 )

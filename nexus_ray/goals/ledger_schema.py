@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from nexus_ray.agents.task import Failure
+from nexus_ray.agents.task import AgentState, Failure
 from nexus_ray.core.errors import (
     DataLossError,
     FailedPreconditionError,
@@ -23,11 +23,13 @@ from nexus_ray.core.errors import (
     NotFoundError,
     UnavailableError,
 )
+from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalRecord, GoalStatus, Outcome
 from nexus_ray.goals.ledger_limits import LedgerSettings
+from nexus_ray.goals.ledger_sum import check_sum, entry_sum, goal_sum, row_sum
 
 _APPLICATION_ID = 0x4E585259  # "NXRY": tells our file from any other SQLite file.
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _PAGE_BYTES = 4096
 # A checkpoint syncs the whole file; at 16 MiB of log it is rare, and the log is still read back in milliseconds.
 _LOG_PAGES = 4096
@@ -36,17 +38,19 @@ _LOG_PAGES = 4096
 # (payload, result) are in the journal, so that an update of a status does not rewrite them.
 _TABLES = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-INSERT INTO meta VALUES ('schema_version', 1), ('epoch', 0);
+INSERT INTO meta VALUES ('schema_version', 2), ('epoch', 0);
 CREATE TABLE journal(
   seq INTEGER PRIMARY KEY AUTOINCREMENT, goal_id TEXT NOT NULL, kind TEXT NOT NULL, at REAL NOT NULL,
-  step_key TEXT, body BLOB NOT NULL
+  step_key TEXT, body BLOB NOT NULL, sum INTEGER NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX journal_steps ON journal(goal_id, step_key);
+CREATE INDEX journal_questions ON journal(seq) WHERE kind = 'asked';
 CREATE TABLE goals(
   id TEXT PRIMARY KEY, type TEXT NOT NULL, principal TEXT NOT NULL, parent TEXT NOT NULL,
   accepted_at REAL NOT NULL, deadline_at REAL NOT NULL, headers TEXT NOT NULL, idempotency_key TEXT NOT NULL,
-  accepted_seq INTEGER NOT NULL, status TEXT NOT NULL, host TEXT NOT NULL, cancel_by TEXT NOT NULL DEFAULT '',
-  finished_seq INTEGER, finished_at REAL, failure TEXT, answered_by TEXT NOT NULL DEFAULT ''
+  accepted_seq INTEGER NOT NULL, sum INTEGER NOT NULL, status TEXT NOT NULL, host TEXT NOT NULL,
+  cancel_by TEXT NOT NULL DEFAULT '', finished_seq INTEGER, finished_at REAL, failure TEXT,
+  answered_by TEXT NOT NULL DEFAULT '', standing_sum INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX goals_idempotency ON goals(principal, idempotency_key) WHERE idempotency_key != '';
 CREATE INDEX goals_unfinished ON goals(id) WHERE finished_seq IS NULL;
@@ -55,15 +59,18 @@ CREATE INDEX goals_principal ON goals(principal, id);
 CREATE INDEX goals_ended_badly ON goals(status, id)
   WHERE status = 'failed' OR status = 'cancelled' OR status = 'expired';
 CREATE TABLE agent_states(
-  type TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (type, key)
+  type TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, schema INTEGER NOT NULL, body BLOB NOT NULL,
+  sum INTEGER NOT NULL, PRIMARY KEY (type, key)
 ) STRICT;
 CREATE TABLE fenced(host TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 
 RECORD_COLUMNS = (
     "g.id, g.type, a.body, g.principal, g.accepted_at, g.deadline_at, g.headers, g.idempotency_key, g.parent,"
-    " g.status, g.host, g.cancel_by, g.finished_at, f.body, g.failure, g.answered_by"
+    " g.status, g.host, g.cancel_by, g.finished_at, f.body, g.failure, g.answered_by, g.sum, g.standing_sum, a.sum,"
+    " f.sum"
 )
+ENTRY_COLUMNS = "seq, goal_id, kind, at, body, step_key, sum"
 RECORD_TABLES = "goals g LEFT JOIN journal a ON a.seq = g.accepted_seq LEFT JOIN journal f ON f.seq = g.finished_seq"
 
 
@@ -181,19 +188,32 @@ def read_rows(rows: Sequence[tuple[Any, ...]], read: Callable[[tuple[Any, ...]],
     """
     try:
         return [read(row) for row in rows]
+    except DataLossError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise DataLossError("a record of the ledger cannot be read back", error_type=type(error).__name__) from error
 
 
 def to_record(row: tuple[Any, ...]) -> GoalRecord:
-    """Make a record from a row of `RECORD_COLUMNS`."""
+    """Make a record from a row of `RECORD_COLUMNS`.
+
+    Raises:
+        DataLossError: A checksum does not fit.
+    """
     (id_, type_, payload, principal, accepted_at, deadline_at, headers, key, parent, *standing) = row
-    status, host, cancel_by, finished_at, result, failure, answered_by = standing
+    status, host, cancel_by, finished_at, result, failure, answered_by, *sums = standing
     if payload is None:
         raise ValueError("the goal's entry is not in the journal")
+    goal = Goal(id_, type_, payload, principal, accepted_at, deadline_at, orjson.loads(headers), key, parent)
     outcome = None
+    stored_sum, standing_sum, payload_sum, result_sum = sums
+    check_sum(stored_sum, goal_sum(goal, headers), "goal", id_)
+    computed = row_sum((id_, status, host, cancel_by, finished_at, failure, answered_by))
+    check_sum(standing_sum, computed, "the standing of goal", id_)
+    check_sum(payload_sum, entry_sum(id_, "accepted", accepted_at, "", payload), "the payload of goal", id_)
     status = GoalStatus(status)
     if status.is_terminal:
+        check_sum(result_sum, entry_sum(id_, "finished", finished_at, "", result), "the result of goal", id_)
         outcome = Outcome(
             status,
             float(finished_at),
@@ -201,11 +221,26 @@ def to_record(row: tuple[Any, ...]) -> GoalRecord:
             None if failure is None else Failure.from_json(orjson.loads(failure)),
             answered_by,
         )
-    goal = Goal(id_, type_, payload, principal, accepted_at, deadline_at, orjson.loads(headers), key, parent)
     return GoalRecord(goal, status, host, outcome, cancel_by)
 
 
 def to_entry(row: tuple[Any, ...]) -> Entry:
-    """Make an entry from a row of `seq, goal_id, kind, at, body, step_key`."""
-    seq, goal_id, kind, at, body, step_key = row
+    """Make an entry from a row of `ENTRY_COLUMNS`.
+
+    Raises:
+        DataLossError: Its checksum does not fit.
+    """
+    seq, goal_id, kind, at, body, step_key, stored_sum = row
+    check_sum(stored_sum, entry_sum(goal_id, kind, at, step_key or "", body), "entry", f"{seq} of goal {goal_id}")
     return Entry(seq, goal_id, EntryKind(kind), at, body, step_key or "")
+
+
+def to_state(agent: AgentId, row: tuple[Any, ...]) -> AgentState:
+    """Make an agent's state from a row of `version, schema, body, sum`.
+
+    Raises:
+        DataLossError: Its checksum does not fit.
+    """
+    version, schema, body, stored_sum = row
+    check_sum(stored_sum, row_sum((*agent, version, schema, body)), "the state of agent", str(agent))
+    return AgentState(agent, version, body, schema)

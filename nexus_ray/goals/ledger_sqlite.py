@@ -22,7 +22,9 @@ from nexus_ray.goals.ledger_bell import Bell
 from nexus_ray.goals.ledger_entry import accepted_body, finished_body
 from nexus_ray.goals.ledger_lane import Lane, LaneLimits
 from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
+from nexus_ray.goals.ledger_machine import Accept, Append, Call, Fence, NextEpoch
 from nexus_ray.goals.ledger_schema import (
+    ENTRY_COLUMNS,
     RECORD_COLUMNS,
     RECORD_TABLES,
     open_reader,
@@ -30,9 +32,10 @@ from nexus_ray.goals.ledger_schema import (
     read_rows,
     to_entry,
     to_record,
+    to_state,
     translated,
 )
-from nexus_ray.goals.ledger_writer import Accept, Append, Call, Fence, LedgerWriter, NextEpoch
+from nexus_ray.goals.ledger_writer import LedgerWriter
 from nexus_ray.observe import metrics
 
 __all__ = ["LedgerSettings", "SqliteLedger"]
@@ -106,6 +109,25 @@ class SqliteLedger:
         limit = self._rows(limit)
         return await self._read(lambda connection: _journal(connection, goal_id, after_seq, limit))
 
+    async def entry(self, goal_id: str, step_key: str) -> Entry | None:
+        """Return what was recorded under a key, or None."""
+        text = f"SELECT {ENTRY_COLUMNS} FROM journal WHERE goal_id = ? AND step_key = ?"
+        entries = await self._read(
+            lambda connection: read_rows(connection.execute(text, (goal_id, step_key)).fetchall(), to_entry)
+        )
+        return entries[0] if entries else None
+
+    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+        """Return what was asked of people and is not answered; see `Ledger.questions`."""
+        text = (
+            f"SELECT {ENTRY_COLUMNS} FROM journal j WHERE kind = 'asked' AND seq > ?"
+            " AND EXISTS (SELECT 1 FROM goals g WHERE g.id = j.goal_id AND g.finished_seq IS NULL)"
+            " AND NOT EXISTS (SELECT 1 FROM journal a WHERE a.goal_id = j.goal_id AND a.step_key = j.step_key || '=')"
+            " ORDER BY seq LIMIT ?"
+        )
+        values = (after_seq, self._rows(limit))
+        return await self._read(lambda connection: read_rows(connection.execute(text, values).fetchall(), to_entry))
+
     async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:
         """Return which goals have news; see `Ledger.changes`."""
         self._check()
@@ -122,10 +144,10 @@ class SqliteLedger:
 
     async def agent_state(self, agent: AgentId) -> AgentState | None:
         """Return the last committed state of an agent, or None."""
-        text = "SELECT version, body FROM agent_states WHERE type = ? AND key = ?"
+        text = "SELECT version, schema, body, sum FROM agent_states WHERE type = ? AND key = ?"
         values = (agent.type, agent.key)
         row = await self._read(lambda connection: connection.execute(text, values).fetchone())
-        return None if row is None else AgentState(agent, *row)
+        return None if row is None else to_state(agent, row)
 
     async def fence(self, host: str) -> None:
         """Refuse every later write of `host`."""
@@ -268,7 +290,7 @@ def _goals(connection: sqlite3.Connection, query: GoalQuery, limit: int) -> list
 def _journal(connection: sqlite3.Connection, goal_id: str, after_seq: int, limit: int) -> list[Entry]:
     # The numbers first, from the index alone: sorting whole rows would read every body of the goal for each page.
     text = (
-        "SELECT seq, goal_id, kind, at, body, step_key FROM journal WHERE seq IN"
+        f"SELECT {ENTRY_COLUMNS} FROM journal WHERE seq IN"
         " (SELECT seq FROM journal WHERE goal_id = ? AND seq > ? ORDER BY seq LIMIT ?) ORDER BY seq"
     )
     entries = read_rows(connection.execute(text, (goal_id, after_seq, limit)).fetchall(), to_entry)

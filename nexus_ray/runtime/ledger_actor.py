@@ -108,6 +108,15 @@ class RayLedger:
         """See `Ledger.journal`."""
         return list(await self._call("journal", goal_id, after_seq, limit))
 
+    async def entry(self, goal_id: str, step_key: str) -> Entry | None:
+        """See `Ledger.entry`."""
+        entry: Entry | None = await self._call("entry", goal_id, step_key)
+        return entry
+
+    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+        """See `Ledger.questions`."""
+        return list(await self._call("questions", after_seq, limit))
+
     async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:
         """See `Ledger.changes`."""
         seq, goals = await self._call("changes", after_seq, wait_s, limit)

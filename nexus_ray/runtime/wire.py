@@ -24,7 +24,7 @@ from typing import Any, cast
 from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
 from nexus_ray.core.errors import InternalError, NexusError, UnavailableError, error_classes
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Claim, Finish, Goal, Note, Outcome, RequestCancel, Step
+from nexus_ray.goals.goal import Claim, Finish, Goal, Note, Outcome, Release, RequestCancel, Step
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.observe.logs import get_logger
 
@@ -51,8 +51,8 @@ def _by_fields(cls: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
 _REDUCERS: dict[type, Callable[[Any], Any]] = {
     cls: _by_fields(cls)
     for cls in (
-        Acceptance, AgentId, AgentState, Claim, Failure, Finish, Goal, Note, Outcome, RequestCancel, Step, TaskOrder,
-        TaskResult,
+        Acceptance, AgentId, AgentState, Claim, Failure, Finish, Goal, Note, Outcome, Release, RequestCancel, Step,
+        TaskOrder, TaskResult,
     )
 }  # fmt: skip
 

@@ -21,10 +21,11 @@ from nexus_ray.goals.goal import (
     GoalStatus,
     Note,
     Outcome,
+    Release,
     RequestCancel,
     Step,
 )
-from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.goals.ledger import Acceptance, Ledger, answer_key
 from tests.contracts.conftest import OpenLedger
 from tests.support.records import COUNTER, a_finish, a_goal, a_step
 
@@ -442,3 +443,50 @@ async def test_a_failure_keeps_every_field(ledger: Ledger) -> None:
 
     record = await ledger.goal("goal-1")
     assert record is not None and record.outcome == Outcome(GoalStatus.FAILED, 12.5, b"", failure, "")
+
+
+# --- release, keys and questions
+
+
+async def test_a_goal_that_was_given_back_may_be_claimed_by_another(ledger: Ledger) -> None:
+    await ledger.accept([a_goal()], "host-a")
+
+    assert await ledger.append("host-b", [Release("goal-1", 11.0)]) == [False]
+    assert await ledger.append("", [Release("goal-1", 11.0)]) == [False]
+    assert await ledger.append("host-a", [Release("goal-1", 11.0), a_finish()]) == [True, False]
+    record = await ledger.goal("goal-1")
+    assert record is not None and (record.status, record.host) == (GoalStatus.ACCEPTED, "")
+    assert await ledger.append("host-b", [Claim("goal-1", 12.0), a_finish()]) == [True, True]
+    assert await kinds(ledger) == ["accepted", "claimed", "released", "claimed", "finished"]
+
+
+async def test_a_key_is_recorded_once_whatever_its_kind(ledger: Ledger) -> None:
+    await ledger.accept([a_goal()], "host-a")
+    timer = Step("goal-1", "t", 11.0, b'{"due_at":20.0}', kind=EntryKind.TIMER)
+
+    assert await ledger.append("host-a", [timer, a_step("t"), timer]) == [True, False, False]
+
+    entry = await ledger.entry("goal-1", "t")
+    assert entry is not None and (entry.kind, entry.body, entry.step_key) == (EntryKind.TIMER, timer.body, "t")
+    assert await ledger.entry("goal-1", "u") is None and await ledger.entry("goal-2", "t") is None
+
+
+async def test_only_kinds_that_have_a_key_are_recorded_under_one(ledger: Ledger) -> None:
+    await ledger.accept([a_goal()], "host-a")
+
+    with pytest.raises(InvalidArgumentError):
+        await ledger.append("host-a", [Step("goal-1", "k", 11.0, b"{}", kind=EntryKind.FINISHED)])
+
+
+async def test_questions_are_those_that_wait_for_an_answer(ledger: Ledger) -> None:
+    await ledger.accept([a_goal(), a_goal("goal-2"), a_goal("goal-3")], "host-a")
+    asked = [Step(f"goal-{n}", "q", 11.0, b"{}", kind=EntryKind.ASKED) for n in (1, 2, 3)]
+    await ledger.append("host-a", asked)
+    answer = Step("goal-1", answer_key("q"), 12.0, b"{}", kind=EntryKind.ANSWERED)
+
+    assert await ledger.append("", [answer, answer]) == [True, False]
+    await ledger.append("host-a", [a_finish("goal-2")])
+
+    (open_one,) = await ledger.questions(0, 10)
+    assert (open_one.goal_id, open_one.step_key, open_one.kind) == ("goal-3", "q", EntryKind.ASKED)
+    assert await ledger.questions(open_one.seq, 10) == [] and await ledger.questions(0, 0) == []

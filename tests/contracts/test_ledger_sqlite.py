@@ -279,7 +279,7 @@ async def test_a_record_that_cannot_be_read_back_is_not_guessed(path: Path) -> N
 async def test_a_newer_schema_is_refused_and_the_file_is_let_go(path: Path) -> None:
     await (await SqliteLedger.open(path)).close()
 
-    for version, refused in ((2, True), (1, False)):
+    for version, refused in ((3, True), (2, False)):
         with sqlite3.connect(path) as other:
             other.execute("UPDATE meta SET value = ? WHERE name = 'schema_version'", (version,))
         other.close()
@@ -338,4 +338,34 @@ async def test_a_ledger_serves_several_event_loops_of_its_process(path: Path) ->
     answers = await asyncio.gather(*(asyncio.to_thread(elsewhere, number) for number in range(5)))
 
     assert answers == [[True]] * 5
+    await ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("journal", "body", b'{"n":2}'),
+        ("journal", "at", 10.5),
+        ("goals", "principal", "eve"),
+        ("goals", "host", "host-x"),
+        ("agent_states", "body", b'{"n":9}'),
+    ],
+)
+async def test_a_row_that_was_changed_behind_its_back_is_refused_by_name(
+    path: Path, table: str, column: str, value: object
+) -> None:
+    ledger = await SqliteLedger.open(path)
+    await ledger.accept([a_goal()], "host-a")
+    await ledger.append("host-a", [a_step(version=1)])
+    await ledger.close()
+    with sqlite3.connect(path) as other:
+        other.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    other.close()
+
+    ledger = await SqliteLedger.open(path)
+
+    with pytest.raises(DataLossError, match=r"goal-1|counter/k"):
+        await ledger.agent_state(COUNTER)
+        await ledger.goal("goal-1")
+        await ledger.journal("goal-1", 0, 10)
     await ledger.close()
