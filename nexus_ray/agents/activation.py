@@ -11,6 +11,7 @@ from nexus_ray.agents.agent import Agent, Task
 from nexus_ray.agents.mailbox import Mailbox
 from nexus_ray.agents.ports import IsolatedAgent, Isolation, Recorder
 from nexus_ray.agents.spec import AgentSpec
+from nexus_ray.agents.state import read_state
 from nexus_ray.agents.task import AgentState, TaskOrder
 from nexus_ray.core.errors import DeadlineExceededError, InvalidArgumentError, TaskFailedError, UnavailableError
 from nexus_ray.core.identity import AgentId
@@ -56,6 +57,7 @@ class Activation:
             TaskFailedError: The agent raised, or returned what cannot be written; `details["error_type"]`.
             UnavailableError: The agent's process died or could not be had.
             InvalidArgumentError: The payload does not fit, or the state that is left is over the limit.
+        DataLossError: The stored state cannot be read: quarantined.
         """
         if self._agent is None and self._isolated is None:
             await self._wake_once()
@@ -101,8 +103,8 @@ class Activation:
         spec = self.spec
         if spec.state is not None:
             stored = await self._around.recorder.load(self._id)
+            self._body = read_state(spec, stored) if stored else b""
             self._version = stored.version if stored else 0
-            self._body = stored.body if stored else b""
         if spec.options.isolation == "process":
             if self._around.isolation is None:
                 raise UnavailableError("there are no processes for isolated agents here")
@@ -165,7 +167,7 @@ class Activation:
         self._check_size(body, "state")
         self._body = body
         self._version += 1
-        return AgentState(self._id, self._version, body)
+        return AgentState(self._id, self._version, body, self.spec.state_version)
 
     def _check_size(self, body: bytes, what: str) -> None:
         if len(body) > self._around.body_bytes_max:

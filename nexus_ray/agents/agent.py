@@ -4,7 +4,7 @@ An agent is virtual: `(type, key)` always exists, is activated on first use and 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from nexus_ray.core.context import CallContext, Headers
 from nexus_ray.core.deadline import Deadline
@@ -50,10 +50,20 @@ class Agent:
 
     A plain `def` runs in a thread. `start` is called at activation, before the first task, and `stop` at passivation.
     A class-level annotation `state: SomeType` makes the state durable: it is loaded at activation and committed
-    with the task that changed it. Other attributes live as long as the agent is active.
+    with the task that changed it. Other attributes live as long as the agent is active. When the state's shape
+    changes, count `state_version` up and define `upgrade`.
     """
 
     id: AgentId
+    state_version: ClassVar[int] = 1
+
+    @classmethod
+    def upgrade(cls, state: Any, version: int) -> Any:
+        """Return a state in today's shape from one (a JSON value) that was stored when `state_version` was `version`.
+
+        What it raises quarantines the state: the agent refuses tasks, and what is stored stays as it is.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no upgrade from version {version} of its state")
 
     async def start(self) -> None:
         """Get ready; an error here fails the task that activated the agent."""

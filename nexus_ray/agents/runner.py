@@ -20,6 +20,7 @@ from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import (
+    DataLossError,
     DeadlineExceededError,
     FencedError,
     InvalidArgumentError,
@@ -37,6 +38,11 @@ from nexus_ray.resilience.expiry import expiry
 from nexus_ray.resilience.retry import RetryPolicy
 
 log = get_logger("agents.runner")
+
+# What a task's failure says by its own code; anything else is a fault of ours.
+_TOLD = (
+    TaskFailedError, DeadlineExceededError, InvalidArgumentError, UnavailableError, NotFoundError, DataLossError,
+)  # fmt: skip
 
 
 class RunnerSettings(BaseModel):
@@ -236,6 +242,9 @@ class AgentRunner:
                 else:  # Nobody asked for it: the agent awaited something that was cancelled.
                     error = task_failure(order.agent, ended)
             await activation.after_failure(error)
+            if isinstance(error, DataLossError):
+                metrics.count("nexus_agents_quarantined_total", agent_type=order.agent.type)
+                log.error("agent.quarantined", agent=str(order.agent), error=error.message)
             now = self._clock.now()
             activation.used_at = now
             delay_s = policy.next_delay_s(attempt, error.code, deadline_at - now, self._random)
@@ -262,8 +271,7 @@ class AgentRunner:
 
     def _failure(self, order: TaskOrder, error: NexusError, attempts: int) -> Failure:
         return Failure(
-            code=error.code if isinstance(error, TaskFailedError | DeadlineExceededError | InvalidArgumentError
-                                          | UnavailableError | NotFoundError) else "internal",
+            code=error.code if isinstance(error, _TOLD) else "internal",
             message=error.message,
             error_type=str(error.details.get("error_type", type(error).__name__)),
             agent=str(order.agent),

@@ -9,6 +9,8 @@ from nexus_ray.agents.agent import Agent, AgentClass
 from nexus_ray.agents.schema import Schema
 from nexus_ray.core.identity import check_type_name
 
+_STATE_VERSION_MAX = 2**31 - 1  # What PostgreSQL's integer holds.
+
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
@@ -44,7 +46,7 @@ class AgentOptions:
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """A declared agent type. `state` is None for agents without durable state."""
+    """A declared agent type. `state` is None for agents without durable state; `state_version` counts its shapes."""
 
     type: str
     cls: AgentClass
@@ -53,6 +55,7 @@ class AgentSpec:
     result: Schema
     state: Schema | None
     state_type: Any
+    state_version: int
     is_async: bool
     wants_task: bool
 
@@ -62,7 +65,7 @@ def agent_spec(cls: AgentClass, name: str | None, options: AgentOptions) -> Agen
 
     Raises:
         TypeError: It is not an `Agent`, its `handle` does not take a payload (and a task), or it has durable state
-            and wants to run several tasks at once.
+            and wants to run several tasks at once, or a `state_version` without an `upgrade`.
         InvalidArgumentError: The name is malformed.
     """
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
@@ -88,9 +91,19 @@ def agent_spec(cls: AgentClass, name: str | None, options: AgentOptions) -> Agen
         result=Schema(hints.get("return", Any)),
         state=None if state_type is None else Schema(state_type),
         state_type=state_type,
+        state_version=_state_version(cls),
         is_async=inspect.iscoroutinefunction(handle),
         wants_task=len(parameters) == 2,
     )
+
+
+def _state_version(cls: AgentClass) -> int:
+    version = cls.state_version
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= _STATE_VERSION_MAX:
+        raise TypeError(f"{cls.__name__}.state_version is a whole number from 1 on, not {version!r}")
+    if version > 1 and getattr(cls.upgrade, "__func__", None) is getattr(Agent.upgrade, "__func__", None):
+        raise TypeError(f"{cls.__name__} has state_version {version}: define upgrade(cls, state, version)")
+    return version
 
 
 def snake_case(name: str) -> str:

@@ -45,6 +45,7 @@ _ROWS = (
     Metric("nexus_parcels_total", "counter", ("direction", "result"), "Parcels between hosts"),
     Metric("nexus_parcel_items", "histogram", (), "Items to a parcel", SIZES),
     Metric("nexus_mailbox_refusals_total", "counter", ("agent_type",), "Tasks refused by a full mailbox"),
+    Metric("nexus_agents_quarantined_total", "counter", ("agent_type",), "Tasks refused for an unreadable state"),
     Metric("nexus_http_requests_total", "counter", ("route", "method", "status"), "HTTP requests"),
     Metric(
         "nexus_http_request_duration_seconds", "histogram", ("route", "method"), "How long HTTP requests took",
