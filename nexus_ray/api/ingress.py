@@ -19,7 +19,7 @@ from nexus_ray.api.sockets import close_replica_port
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import SystemClock
-from nexus_ray.goals.coordinator import Specs
+from nexus_ray.goals.spec import Specs
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.fleet import RayFleet, ensure_control_plane
 from nexus_ray.runtime.front import FrontDoor

@@ -5,14 +5,12 @@ and what stands in the journal answers at once. The outcome is told to nobody be
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 
 from pydantic import BaseModel, ConfigDict
 
-from nexus_ray.agents.agent import Agent
 from nexus_ray.agents.runner import AgentRunner
-from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import Failure
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
@@ -36,7 +34,8 @@ from nexus_ray.goals.machine import (
 )
 from nexus_ray.goals.ports import Dispatcher
 from nexus_ray.goals.run import GoalRun, read_steps
-from nexus_ray.goals.spec import GoalFunction, GoalSpec
+from nexus_ray.goals.spec import Specs
+from nexus_ray.goals.step import failure_of
 from nexus_ray.goals.stream import WriteStream
 from nexus_ray.goals.team import Team
 from nexus_ray.observe import metrics
@@ -61,16 +60,6 @@ class CoordinatorSettings(BaseModel):
     """How often the ledger is searched for goals that nobody runs, and for cancellations that were not told."""
     sweep_goals_max: int = 2000
     """Goals looked at in one sweep; the next one goes on from there."""
-
-
-class Specs:
-    """What the app declares, by name and by object."""
-
-    def __init__(self, agents: Mapping[str, AgentSpec], goals: Mapping[str, GoalSpec]) -> None:
-        self.agents = agents
-        self.goals = goals
-        self.agent_names: dict[type[Agent], str] = {spec.cls: name for name, spec in agents.items()}
-        self.goal_names: dict[GoalFunction, str] = {spec.function: name for name, spec in goals.items()}
 
 
 class _Held:
@@ -329,7 +318,7 @@ class Coordinator:
                 answer = await spec.function(request, team)
             return Answered(spec.result.encode(answer, f"result of goal {goal.type}"))
         except NexusError as error:
-            return Raised(_failure(error))
+            return Raised(failure_of(error))
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             log.warning("goal.raised", goal_id=goal.id, goal_type=goal.type, exc_info=True)
             text = f"goal {goal.type} failed: {type(error).__name__}: {error}"[:500]
@@ -341,7 +330,7 @@ class Coordinator:
         except NexusError as error:
             # The ledger will not have this outcome, most likely for its size: then that is the outcome.
             log.error("goal.outcome_refused", goal_id=held.goal.id, error=str(error))
-            outcome = Outcome(GoalStatus.FAILED, self.clock.now(), failure=_failure(error))
+            outcome = Outcome(GoalStatus.FAILED, self.clock.now(), failure=failure_of(error))
             try:
                 is_kept = await self.stream.write(Finish(held.goal.id, outcome))
             except NexusError:
@@ -383,16 +372,3 @@ class Coordinator:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _failure(error: NexusError) -> Failure:
-    details = error.details
-    return Failure(
-        code=str(details.get("failed_with") or error.code),
-        message=error.message,
-        error_type=str(details.get("error_type") or type(error).__name__),
-        agent=str(details.get("agent", "")),
-        host=str(details.get("host", "")),
-        attempts=int(details.get("attempts", 0)),
-        step=str(details.get("step", "")),
-    )

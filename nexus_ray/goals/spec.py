@@ -1,11 +1,13 @@
-"""How a goal type is declared: its name, its function, and the schemas of request and result."""
+"""How a goal type is declared: its name, its function, and the schemas of request and result; and all of an app."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from nexus_ray.agents.agent import Agent
 from nexus_ray.agents.schema import Schema
+from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.core.identity import check_type_name
 
 GoalFunction = Callable[..., Awaitable[Any]]
@@ -48,3 +50,13 @@ def goal_spec(function: GoalFunction, name: str | None, timeout_s: float | None)
         timeout_s=timeout_s,
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
     )
+
+
+class Specs:
+    """What the app declares, by name and by object."""
+
+    def __init__(self, agents: Mapping[str, AgentSpec], goals: Mapping[str, GoalSpec]) -> None:
+        self.agents = agents
+        self.goals = goals
+        self.agent_names: dict[type[Agent], str] = {spec.cls: name for name, spec in agents.items()}
+        self.goal_names: dict[GoalFunction, str] = {spec.function: name for name, spec in goals.items()}

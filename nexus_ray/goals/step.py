@@ -11,6 +11,7 @@ import orjson
 
 from nexus_ray.agents.schema import load_json
 from nexus_ray.agents.task import Failure, TaskResult
+from nexus_ray.core.errors import NexusError
 
 
 class StepKeys:
@@ -67,4 +68,18 @@ def step_result(step_key: str, body: bytes) -> TaskResult:
         attempts=fields["attempts"],
         started_at=fields["started_at"],
         ended_at=fields["ended_at"],
+    )
+
+
+def failure_of(error: NexusError) -> Failure:
+    """Return an error as the journal keeps it."""
+    details = error.details
+    return Failure(
+        code=str(details.get("failed_with") or error.code),
+        message=error.message,
+        error_type=str(details.get("error_type") or type(error).__name__),
+        agent=str(details.get("agent", "")),
+        host=str(details.get("host", "")),
+        attempts=int(details.get("attempts", 0)),
+        step=str(details.get("step", "")),
     )

@@ -22,10 +22,11 @@ from nexus_ray.core.errors import (
 )
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.coordinator import CoordinatorSettings, Specs
+from nexus_ray.goals.coordinator import CoordinatorSettings
 from nexus_ray.goals.feed import ChangeFeed
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
 from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.goals.spec import Specs
 from nexus_ray.observe import metrics
 from nexus_ray.observe.operation import flush, observe
 from nexus_ray.observe.traces import read_trace, trace_id_of

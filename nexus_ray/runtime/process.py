@@ -16,9 +16,10 @@ from nexus_ray.config import Settings
 from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.coordinator import Coordinator, Specs
+from nexus_ray.goals.coordinator import Coordinator
 from nexus_ray.goals.goal import Goal
 from nexus_ray.goals.ledger import Ledger
+from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.stream import WriteStream
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger

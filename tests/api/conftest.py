@@ -16,9 +16,9 @@ import nexus_ray as nexus
 from nexus_ray.api.app import build_app
 from nexus_ray.config import RuntimeSettings, Settings
 from nexus_ray.core.clock import SystemClock
-from nexus_ray.goals.coordinator import Specs
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.goals.spec import Specs
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
