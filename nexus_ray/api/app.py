@@ -13,12 +13,12 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
 from nexus_ray.api import problems
+from nexus_ray.api.agents import agent_routes
 from nexus_ray.api.gate import Gate, caller
 from nexus_ray.api.limits import Edge
 from nexus_ray.api.openapi import answer, document, needs, refusals
 from nexus_ray.api.schemas import (
     ACCEPTED_EXAMPLE,
-    AGENT_EXAMPLE,
     ENTRY_EXAMPLE,
     EVENT_EXAMPLE,
     GOAL_EXAMPLE,
@@ -26,7 +26,6 @@ from nexus_ray.api.schemas import (
     READY_EXAMPLE,
     TYPE_EXAMPLE,
     AcceptedAnswer,
-    AgentsAnswer,
     GoalAnswer,
     GoalsAnswer,
     GoalTypesAnswer,
@@ -51,7 +50,6 @@ log = get_logger("api.app")
 
 _PING_S = 15
 _JOURNAL_ENTRIES_MAX = 1000
-_AGENTS_MAX = 10_000
 _SEQ_MAX = 2**63 - 1  # What a ledger can count to.
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -91,6 +89,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings) -> FastAPI:
     _submit_route(app, front, settings)
     _goal_routes(app, front, settings)
     _history_routes(app, front)
+    agent_routes(app, front)
     _fleet_routes(app, front)
     _service_routes(app, front)
     return app
@@ -249,16 +248,6 @@ def _history_routes(app: FastAPI, front: FrontDoor) -> None:
 
 
 def _fleet_routes(app: FastAPI, front: FrontDoor) -> None:
-    @app.get(
-        "/v1/agents",
-        tags=["fleet"],
-        openapi_extra=needs("agent:read"),
-        responses={200: answer(AgentsAnswer, "Agents.", {"agents": [AGENT_EXAMPLE]}), **refusals(403, 422)},
-    )
-    async def agents(session: Caller, limit: Annotated[int, Query(ge=1, le=_AGENTS_MAX)] = 1000) -> Response:
-        """Return the agents that are awake."""
-        return _Json({"agents": await front.agents(session, limit)})
-
     @app.get(
         "/v1/hosts",
         tags=["fleet"],

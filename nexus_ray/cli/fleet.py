@@ -1,5 +1,6 @@
 """`nexus up`, `down`, `status` and `agent list`: a fleet on this machine, and what it is doing."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +142,35 @@ def list_agents(as_json: AsJson = False) -> None:
         return
     columns = ("agent", "host", "running", "waiting")
     print_rich(table(columns, [[a.get(name, "") for name in columns] for a in agents], ("running", "waiting")))
+
+
+@agent_verbs.command("show")
+def show_agent(
+    agent: Annotated[str, typer.Argument(metavar="TYPE/KEY", help="The agent, such as account/ann.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what an agent has on record: its durable state, and why it cannot be used where it cannot."""
+    from nexus_ray.core.identity import AgentId
+    from nexus_ray.runtime.client import connect
+
+    AgentId.parse(agent)
+    with connect() as fleet:
+        record = fleet.agent(agent)
+    if as_json:
+        print_json(record)
+        return
+    state = record.get("state")
+    rows = [("agent", record.get("agent", agent))]
+    if state is None and record.get("quarantine") is None:
+        rows.append(("state", "none yet" if record.get("is_durable") else "none: this type keeps no durable state"))
+    if state is not None:
+        rows += [("committed", f"{state['version']} times"), ("schema", state["schema_version"])]
+        rows += [("bytes", state["bytes"]), ("state", json.dumps(state["body"], ensure_ascii=False))]
+    if record.get("quarantine"):
+        rows.append(("quarantine", record["quarantine"]))
+    shown = table(("", "value"), rows)
+    shown.show_header = False
+    print_rich(shown)
 
 
 @contextmanager

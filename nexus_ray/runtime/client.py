@@ -154,6 +154,15 @@ class Connection:
         """Return the agents that are active now."""
         return list(self._json("GET", "/v1/agents")["agents"])
 
+    def agent(self, agent: str) -> dict[str, Any]:
+        """Return what an agent, `TYPE/KEY`, has on record.
+
+        Raises:
+            NotFoundError: There is no such agent type.
+        """
+        type_name, _, key = agent.partition("/")
+        return dict(self._json("GET", f"/v1/agents/{quote(type_name, safe='')}", params={"key": key}))
+
     def hosts(self) -> list[dict[str, Any]]:
         """Return the agent hosts, and how busy each is."""
         return list(self._json("GET", "/v1/hosts")["hosts"])

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
+
+from nexus_ray.agents.state import read_state
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.context import CallContext
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import (
+    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
     NexusError,
     NotFoundError,
 )
-from nexus_ray.core.identity import Session
+from nexus_ray.core.identity import AgentId, Session
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.coordinator import CoordinatorSettings
 from nexus_ray.goals.feed import ChangeFeed
@@ -253,6 +257,33 @@ class FrontDoor:
         self._authorizer.authorize(session, "agent:read")
         return await self._fleet.agents(limit)
 
+    async def agent(self, session: Session, agent: AgentId) -> dict[str, Any]:
+        """Return what an agent has on record.
+
+        Raises:
+            NotFoundError: There is no such agent type. Every key of a type exists.
+        """
+        self._authorizer.authorize(session, "agent:read", str(agent))
+        spec = self._specs.agents.get(agent.type)
+        if spec is None:
+            raise NotFoundError(f"there is no agent type {agent.type!r}")
+        found: dict[str, Any] = {
+            "agent": str(agent), "type": agent.type, "key": agent.key, "is_durable": spec.state is not None,
+            "state": None, "quarantine": None,
+        }  # fmt: skip
+        try:
+            stored = await self._ledger.agent_state(agent)
+            if stored is not None:
+                found["state"] = {
+                    "version": stored.version, "schema_version": stored.schema, "bytes": len(stored.body),
+                    "body": _readable(stored.body),
+                }  # fmt: skip
+                if spec.state is not None:
+                    read_state(spec, stored)
+        except DataLossError as error:
+            found["quarantine"] = error.message
+        return found
+
     async def hosts(self, session: Session) -> list[dict[str, Any]]:
         """Return the hosts."""
         self._authorizer.authorize(session, "host:read")
@@ -296,6 +327,14 @@ class FrontDoor:
         if record is None:
             raise NotFoundError(f"there is no goal {goal_id[:80]!r}")
         return record
+
+
+def _readable(body: bytes) -> Any:
+    """Return JSON as its value, and what is none as text: a state is shown however broken it is."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body.decode(errors="replace")
 
 
 async def _until(event: asyncio.Event, wait_s: float) -> None:

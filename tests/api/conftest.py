@@ -39,6 +39,14 @@ def make_app() -> nexus.App:
         async def handle(self, payload: Order) -> int:
             return payload.n * 2
 
+    @app.agent
+    class Tally(nexus.Agent):
+        state: Order
+
+        async def handle(self, payload: int) -> int:
+            self.state.n += payload
+            return self.state.n
+
     @app.goal
     async def double(request: Order, team: nexus.Team) -> int:
         """Double a number."""

@@ -219,6 +219,22 @@ def test_agents_are_listed_for_people_and_for_scripts(fleet: Fleet, is_up: Calla
     assert (none.exit_code, none.stdout) == (0, "") and "no agent is active" in none.stderr
 
 
+def test_an_agent_is_shown_for_people_and_for_scripts(fleet: Fleet, is_up: Callable[..., None]) -> None:
+    is_up()
+    state = {"version": 12, "schema_version": 2, "bytes": 9, "body": {"sum": 7}}
+    record = {"agent": "account/a b", "is_durable": True, "state": state, "quarantine": "its upgrade raised"}
+    empty = {"agent": "account/c", "is_durable": True, "state": None, "quarantine": None}
+    fleet.on("GET /v1/agents/account", as_json(record), as_json(record), as_json(empty))
+
+    shown = nexus("agent", "show", "account/a b").stdout
+
+    assert "12 times" in shown and '{"sum": 7}' in shown and "its upgrade raised" in shown
+    assert printed(nexus("agent", "show", "account/a b", "--json")) == record
+    assert "none yet" in nexus("agent", "show", "account/c").stdout
+    wrong = nexus("agent", "show", "account")
+    assert wrong.exit_code == 2 and "an agent key is" in wrong.stderr
+
+
 def test_the_environment_for_rays_own_commands_names_secrets_and_holds_none(state: Path) -> None:
     people, script = nexus("env"), nexus("env", "--json")
 
