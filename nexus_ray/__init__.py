@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from nexus_ray.app import App
     from nexus_ray.config import Settings
     from nexus_ray.core.errors import (
+        EffectUnknownError,
         InvalidArgumentError,
         NexusError,
+        NotDoneError,
         QuorumNotReachedError,
         TaskFailedError,
         UnavailableError,
@@ -25,8 +27,10 @@ _HOMES = {
     "Agent": "nexus_ray.agents.agent",
     "App": "nexus_ray.app",
     "Call": "nexus_ray.goals.strategies",
+    "EffectUnknownError": "nexus_ray.core.errors",
     "InvalidArgumentError": "nexus_ray.core.errors",
     "NexusError": "nexus_ray.core.errors",
+    "NotDoneError": "nexus_ray.core.errors",
     "QuorumNotReachedError": "nexus_ray.core.errors",
     "Settings": "nexus_ray.config",
     "Task": "nexus_ray.agents.agent",
@@ -41,8 +45,10 @@ __all__ = [
     "Agent",
     "App",
     "Call",
+    "EffectUnknownError",
     "InvalidArgumentError",
     "NexusError",
+    "NotDoneError",
     "QuorumNotReachedError",
     "Settings",
     "Task",

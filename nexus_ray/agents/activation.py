@@ -9,11 +9,17 @@ from typing import Any, NamedTuple
 
 from nexus_ray.agents.agent import Agent, Task
 from nexus_ray.agents.mailbox import Mailbox
-from nexus_ray.agents.ports import IsolatedAgent, Isolation, Recorder
+from nexus_ray.agents.ports import Effects, IsolatedAgent, Isolation, Recorder
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.state import read_state
 from nexus_ray.agents.task import AgentState, TaskOrder
-from nexus_ray.core.errors import DeadlineExceededError, InvalidArgumentError, TaskFailedError, UnavailableError
+from nexus_ray.core.errors import (
+    DeadlineExceededError,
+    FencedError,
+    InvalidArgumentError,
+    TaskFailedError,
+    UnavailableError,
+)
 from nexus_ray.core.identity import AgentId
 from nexus_ray.observe.logs import get_logger
 
@@ -57,6 +63,7 @@ class Activation:
             TaskFailedError: The agent raised, or returned what cannot be written; `details["error_type"]`.
             UnavailableError: The agent's process died or could not be had.
             InvalidArgumentError: The payload does not fit, or the state that is left is over the limit.
+            FencedError: An effect could not be recorded here: another host is to run the task.
         DataLossError: The stored state cannot be read: quarantined.
         """
         if self._agent is None and self._isolated is None:
@@ -125,7 +132,9 @@ class Activation:
     async def _call(self, order: TaskOrder, attempt: int, traceparent: str) -> bytes:
         spec = self.spec
         payload = spec.payload.decode(order.payload)
-        arguments = (payload, task_of(order, attempt, traceparent)) if spec.wants_task else (payload,)
+        arguments: tuple[Any, ...] = (payload,)
+        if spec.wants_task:
+            arguments = (payload, task_of(order, attempt, traceparent, self._around.recorder.effects))
         try:
             if spec.is_async:
                 result = await self._agent.handle(*arguments)
@@ -134,7 +143,7 @@ class Activation:
             value = spec.result.encode(result, "result")
             self._check_size(value, "result")
             return value
-        except TaskFailedError:
+        except (TaskFailedError, FencedError):
             raise
         except _FAILURES as error:
             raise _raised(self._id, error) from error
@@ -185,10 +194,10 @@ def wake(spec: AgentSpec, agent_id: AgentId, state: bytes) -> Any:
     return agent
 
 
-def task_of(order: TaskOrder, attempt: int, traceparent: str) -> Task:
+def task_of(order: TaskOrder, attempt: int, traceparent: str, effects: Effects) -> Task:
     """Return the order as the agent sees it."""
     headers = {**order.headers, "deadline": repr(order.deadline_at), "traceparent": traceparent}
-    return Task(order.goal_id, order.step_key, order.agent, attempt, headers)
+    return Task(order.goal_id, order.step_key, order.agent, attempt, headers, effects)
 
 
 def task_failure(agent: AgentId, error: BaseException) -> TaskFailedError:

@@ -3,12 +3,18 @@
 An agent is virtual: `(type, key)` always exists, is activated on first use and passivated when idle.
 """
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from nexus_ray.agents.effects import EffectFunction, perform, perform_in_thread
 from nexus_ray.core.context import CallContext, Headers
 from nexus_ray.core.deadline import Deadline
+from nexus_ray.core.errors import FailedPreconditionError
 from nexus_ray.core.identity import AgentId, Session
+
+if TYPE_CHECKING:
+    from nexus_ray.agents.ports import Effects
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,7 @@ class Task:
     agent: AgentId
     attempt: int
     headers: Headers = field(repr=False)
+    effects: "Effects | None" = field(default=None, repr=False, compare=False)
 
     @property
     def context(self) -> CallContext:
@@ -43,6 +50,45 @@ class Task:
     def session(self) -> Session:
         """Who asked for the goal."""
         return self.context.session
+
+    async def effect(self, name: str, function: EffectFunction, *, idempotent: bool = False) -> Any:
+        """Do something outside of Nexus, once, and return what came of it (a JSON value).
+
+        That it is about to be done is on disk before `function` is called, and what it returned before this returns.
+        Where both stand, from an attempt or a host before, the recorded result is returned and nothing is done. Where
+        only the first stands (a crash, an error, a timeout, in between), nobody knows whether it was done:
+        `EffectUnknownError`, unless it is `idempotent`; then it is done again under the same key.
+
+        What `function` raises is passed on, and leaves the outcome unknown too: a request whose answer was lost may
+        have been carried out. Only `NotDoneError` says that nothing happened; then a later attempt may try again.
+
+        Args:
+            name: Names the effect within this task; the same name is the same effect.
+            function: Async or plain (then it runs in a thread). An argument without a default gets the
+                idempotency key, which is the same however often the effect is tried.
+            idempotent: Doing it twice under one key is as good as once.
+
+        Raises:
+            EffectUnknownError: It was begun before, and whether it was done is not known. It is not retried.
+        """
+        return await perform(self._effects(), self, name, function, idempotent=idempotent)
+
+    def run_effect(self, name: str, function: EffectFunction, *, idempotent: bool = False) -> Any:
+        """Do something outside of Nexus, once: `effect` for a plain `def handle`; `function` runs in this thread.
+
+        Raises:
+            EffectUnknownError: It was begun before, and whether it was done is not known. It is not retried.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return perform_in_thread(self._effects(), self, name, function, idempotent=idempotent)
+        raise RuntimeError("an async agent says `await task.effect(…)`: run_effect would hold up everybody here")
+
+    def _effects(self) -> "Effects":
+        if self.effects is None:
+            raise FailedPreconditionError("no host runs this task, so there is nowhere to record an effect")
+        return self.effects
 
 
 class Agent:

@@ -8,8 +8,37 @@ from nexus_ray.agents.task import AgentState, TaskOrder, TaskResult
 from nexus_ray.core.identity import AgentId
 
 
+class Effects(Protocol):
+    """Where it becomes durable that something is about to happen outside, and how it ended.
+
+    Both are written once under a key of a goal; the bodies are JSON. The writes are enqueued in the order of the calls.
+    """
+
+    host: str
+    loop: asyncio.AbstractEventLoop  # Where everything here is called; threads have to go there.
+
+    def begin(self, goal_id: str, step_key: str, body: bytes) -> "asyncio.Future[bool]":
+        """Write that it is about to happen; true when that is durable, false if it stands already or the goal ended.
+
+        Raises, through the future:
+            FencedError: This host may not write any more.
+            UnavailableError: It is not known whether it was written.
+        """
+        ...
+
+    def end(self, goal_id: str, step_key: str, body: bytes) -> "asyncio.Future[bool]":
+        """Write how it ended; as `begin`."""
+        ...
+
+    async def recorded(self, goal_id: str, step_key: str) -> tuple[bytes | None, bytes | None]:
+        """Return what stands: that it was begun, and how it ended."""
+        ...
+
+
 class Recorder(Protocol):
-    """Where results and agent states become durable."""
+    """Where results and agent states become durable, and what agents do outside is on record."""
+
+    effects: Effects
 
     def record(
         self, order: TaskOrder, result: TaskResult, state: AgentState | None, *, is_awaited: bool

@@ -230,6 +230,9 @@ class AgentRunner:
                 now = self._clock.now()
                 activation.used_at = now
                 return TaskResult(order.step_key, value, None, self._host, attempt, started_at, now), state
+            except FencedError as fenced:
+                await activation.after_failure(fenced)
+                raise UnavailableError(fenced.message, host=self._host) from None
             except NexusError as raised:
                 error = raised
             except (TimeoutError, asyncio.CancelledError) as ended:

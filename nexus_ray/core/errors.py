@@ -116,6 +116,27 @@ class TaskFailedError(NexusError):
     code = "unknown"
 
 
+class EffectUnknownError(TaskFailedError):
+    """Something outside was begun and nobody saw it end: whether it happened is not known, and it is not tried again.
+
+    `details` say what: `effect`, `agent`, `step`.
+    """
+
+    code = "aborted"
+
+
+class NotDoneError(NexusError):
+    """What an effect raises to say that nothing happened outside, so that it may be tried again."""
+
+    code = "unavailable"
+
+
+class SagaFailedError(NexusError):
+    """A saga was given up: `details` name the step that `failed`, and what was `compensated` and `not_compensated`."""
+
+    code = "aborted"
+
+
 class QuorumNotReachedError(NexusError):
     """Too few answers: `details` hold `needed`, `answered`, `failed` and the first failures."""
 

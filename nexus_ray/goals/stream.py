@@ -8,9 +8,12 @@ made again until it can, because every write is idempotent; only fencing ends th
 import asyncio
 from collections.abc import Sequence
 
+from nexus_ray.agents.ports import Effects
 from nexus_ray.agents.task import AgentState, TaskOrder, TaskResult
+from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
 from nexus_ray.core.identity import AgentId
+from nexus_ray.goals.effects import EffectRecord
 from nexus_ray.goals.goal import Goal, Step, Write
 from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.step import step_body
@@ -29,9 +32,10 @@ _RETRY_CEILING_S = 1.0
 class WriteStream:
     """Batches the writes of one host; used from one event loop only. Implements `Recorder`."""
 
-    def __init__(self, ledger: Ledger, host: str) -> None:
+    def __init__(self, ledger: Ledger, host: str, clock: Clock | None = None) -> None:
         self._ledger = ledger
         self._host = host
+        self.effects: Effects = EffectRecord(host, ledger, clock or SystemClock(), self.write)
         self._waiting: list[_Waiting] = []
         self._accepting: list[tuple[Sequence[Goal], asyncio.Future[list[Acceptance]]]] = []
         self._has_work = asyncio.Event()

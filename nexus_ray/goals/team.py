@@ -17,6 +17,7 @@ from nexus_ray.core.clock import Clock
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import (
     DeadlineExceededError,
+    EffectUnknownError,
     FailedPreconditionError,
     InvalidArgumentError,
     NexusError,
@@ -354,7 +355,8 @@ def _settle(answer: "asyncio.Future[Any]", spec: AgentSpec, result: TaskResult) 
 
 def task_failed(failure: Failure) -> TaskFailedError:
     """Return a stored failure as the error to raise."""
-    return TaskFailedError(
+    is_unknown = failure.error_type == EffectUnknownError.__name__
+    return (EffectUnknownError if is_unknown else TaskFailedError)(
         failure.message,
         failed_with=failure.code,
         error_type=failure.error_type,

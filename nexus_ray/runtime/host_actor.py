@@ -56,7 +56,7 @@ class AgentHost:
             settings=settings,
             ledger=RayLedger(settings),
             carrier=PeerCarrier(),
-            isolation=RayIsolation(app_path, settings),
+            isolation=RayIsolation(app_path, settings, host),
         )
         self._door = DirectDoor(self._process, settings)
         self._socket = socket_folder(settings.state_dir) / f"{host}.sock"

@@ -14,10 +14,13 @@ from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import TaskOrder
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
-from nexus_ray.core.errors import NexusError
+from nexus_ray.core.clock import SystemClock
+from nexus_ray.core.errors import FencedError, NexusError, TaskFailedError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.core.ids import new_id
+from nexus_ray.goals.effects import EffectRecord, effects_from_afar
 from nexus_ray.runtime.boot import configure_process
+from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.names import NAMESPACE
 from nexus_ray.runtime.ray_errors import translate
 
@@ -25,8 +28,11 @@ from nexus_ray.runtime.ray_errors import translate
 class AgentProcess:
     """One agent in a process of its own."""
 
-    def __init__(self, app_path: str, agent: AgentId, settings: Settings) -> None:
+    def __init__(self, app_path: str, agent: AgentId, settings: Settings, host: str) -> None:
         configure_process(settings, f"agent-{agent.type}")
+        self._host = host
+        self._settings = settings
+        self._effects: EffectRecord | None = None
         self._id = agent
         self._spec = load_app(app_path).agents[agent.type]
         self._agent: Any = None
@@ -42,7 +48,10 @@ class AgentProcess:
                     await self._agent.start()
             elif spec.state is not None and state:
                 self._agent.state = spec.state.decode(state, "state")
-            task = task_of(order, attempt, order.headers.get("traceparent", ""))
+            if self._effects is None:
+                # In the name of the host: where that was declared dead, nothing is begun here either.
+                self._effects = effects_from_afar(self._host, RayLedger(self._settings), SystemClock())
+            task = task_of(order, attempt, order.headers.get("traceparent", ""), self._effects)
             arguments = (payload, task) if spec.wants_task else (payload,)
             if spec.is_async:
                 result = await self._agent.handle(*arguments)
@@ -50,6 +59,8 @@ class AgentProcess:
                 result = await asyncio.to_thread(self._agent.handle, *arguments)
             value = spec.result.encode(result, f"result of {self._id}")
             return value, b"" if spec.state is None else spec.state.encode(self._agent.state, "state")
+        except (TaskFailedError, FencedError):
+            raise
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise task_failure(self._id, error) from None
 
@@ -79,9 +90,10 @@ class RayIsolatedAgent:
 class RayIsolation:
     """Implements `Isolation` with Ray actors that take the resources which the agent's type asks for."""
 
-    def __init__(self, app_path: str, settings: Settings) -> None:
+    def __init__(self, app_path: str, settings: Settings, host: str) -> None:
         self._app_path = app_path
         self._settings = settings
+        self._host = host
 
     async def start(self, agent: AgentId, spec: AgentSpec) -> RayIsolatedAgent:
         """Start a process; it is placed when its resources are free, which the task's deadline bounds."""
@@ -99,7 +111,7 @@ class RayIsolation:
                     max_task_retries=0,
                     max_concurrency=options.concurrency,
                 )
-                .remote(self._app_path, agent, self._settings)
+                .remote(self._app_path, agent, self._settings, self._host)
             )
         except NexusError:
             raise

@@ -49,7 +49,7 @@ class HostProcess:
         self._settings = settings
         self.clock = clock or SystemClock()
         self.specs = Specs(app.agents, app.goals)
-        self.stream = WriteStream(ledger, host)
+        self.stream = WriteStream(ledger, host, self.clock)
         self.runner = AgentRunner(
             app.agents, host=host, recorder=self.stream, clock=self.clock, settings=settings.agents, isolation=isolation
         )
