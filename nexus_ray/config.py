@@ -16,8 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from nexus_ray.agents.runner import RunnerSettings
 from nexus_ray.core.errors import InvalidArgumentError
-from nexus_ray.goals.coordinator import CoordinatorSettings
 from nexus_ray.goals.ledger_limits import LedgerSettings
+from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.observe.operation import ObserveSettings
 from nexus_ray.security.tokens import TokenSettings
 

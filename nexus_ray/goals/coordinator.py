@@ -8,22 +8,23 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 
-from pydantic import BaseModel, ConfigDict
-
 from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import Failure
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
-from nexus_ray.goals.goal import Claim, Finish, Goal, GoalRecord, GoalStatus, Outcome, RequestCancel
+from nexus_ray.goals.goal import Claim, Finish, Goal, GoalRecord, GoalStatus, Outcome, Release, RequestCancel
 from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.machine import (
     Answered,
     CancelAsked,
     Command,
     DeadlinePassed,
     Event,
+    GiveBack,
     GoalMachine,
     Granted,
+    LeaveAsked,
     LetGo,
     Raised,
     RecordOutcome,
@@ -45,27 +46,10 @@ from nexus_ray.observe.operation import observe
 log = get_logger("goals.coordinator")
 
 
-class CoordinatorSettings(BaseModel):
-    """Limits of the goals of one host."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    goals_max: int = 10_000
-    """Goals under way on one host; more are refused until some have ended."""
-    timeout_default_s: float = 3600.0
-    """The deadline of a goal whose request and type name none."""
-    timeout_max_s: float = 30 * 86_400.0
-    """The longest deadline that a request may ask for."""
-    sweep_every_s: float = 1.0
-    """How often the ledger is searched for goals that nobody runs, and for cancellations that were not told."""
-    sweep_goals_max: int = 2000
-    """Goals looked at in one sweep; the next one goes on from there."""
-
-
 class _Held:
     """A goal that this host runs."""
 
-    __slots__ = ("function", "goal", "machine", "outcome", "replays", "timer")
+    __slots__ = ("function", "goal", "machine", "outcome", "replays", "team", "timer")
 
     def __init__(self, goal: Goal, outcome: "asyncio.Future[Outcome]", replays: bool) -> None:
         self.goal = goal
@@ -73,6 +57,7 @@ class _Held:
         self.machine = GoalMachine()
         self.outcome = outcome
         self.function: asyncio.Task[None] | None = None
+        self.team: Team | None = None
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -90,7 +75,9 @@ class Coordinator:
         runner: AgentRunner,
         clock: Clock,
         settings: CoordinatorSettings,
+        hand_on: Callable[[Goal], None] = lambda goal: None,
     ) -> None:
+        """`hand_on` is told of goals that this host gave back, for their new owners to hear of."""
         self.host = host
         self.specs = specs
         self.ledger = ledger
@@ -99,6 +86,7 @@ class Coordinator:
         self.clock = clock
         self._runner = runner
         self._settings = settings
+        self._hand_on = hand_on
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_draining = False
@@ -153,8 +141,6 @@ class Coordinator:
     async def sub_goal(self, goal: Goal) -> Outcome:
         """See a goal of a goal to its outcome, here or wherever it is already.
 
-        A draining host takes it, because it finishes what it has.
-
         Raises:
             ResourceExhaustedError: The host is full.
             UnavailableError: The outcome is not known here; ask again.
@@ -169,8 +155,11 @@ class Coordinator:
                 return await asyncio.shield(future)
             return await self.wait(acceptance.goal_id, goal.deadline_at)
         except asyncio.CancelledError:
-            self.stream.write(RequestCancel(goal.id, self.clock.now(), f"goal {goal.parent}"))
-            self.cancel(goal.id, f"goal {goal.parent}")
+            parent = self._held.get(goal.parent)
+            # Where the parent goes on elsewhere, it finds its child there.
+            if parent is not None and not parent.machine.is_leaving and not self._is_closing:
+                self.stream.write(RequestCancel(goal.id, self.clock.now(), f"goal {goal.parent}"))
+                self.cancel(goal.id, f"goal {goal.parent}")
             raise
 
     async def wait(self, goal_id: str, deadline_at: float) -> Outcome:
@@ -221,20 +210,25 @@ class Coordinator:
             if record.cancel_requested_by:
                 self.cancel(goal.id, record.cancel_requested_by)
             return
-        # What this host holds on record it must run, whoever the membership names: nobody else will.
+        # What this host holds on record it must run or give back, whoever the membership names: nobody else will.
+        if record.host == self.host and self._is_draining and goal.id not in self._accepting:
+            self._spawn(self._give_back(goal), f"give back {goal.id}")
+            return
         is_orphan = not record.host or not is_alive(record.host)
         if record.host == self.host or (is_orphan and is_mine(goal.id)):
             self.launch(goal)
             if record.cancel_requested_by:
                 self.cancel(goal.id, record.cancel_requested_by)
 
-    async def drain(self, deadline_at: float) -> bool:
-        """Take no more goals and wait for those under way; tell whether all ended in time."""
+    def drain(self) -> None:
+        """Take no more goals, and give back those under way as soon as the agents that they asked have answered."""
         self._is_draining = True
-        waiting = [held.outcome for held in self._held.values()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=max(0.0, deadline_at - self.clock.now()))
-        return not self._held
+        for held in list(self._held.values()):
+            self._spawn(self._leave(held), f"leave {held.goal.id}")
+
+    def resume(self) -> None:
+        """Take goals again."""
+        self._is_draining = self._is_closing
 
     async def close(self) -> None:
         """Stop running, and record nothing about it: another host goes on with what is under way."""
@@ -260,6 +254,8 @@ class Coordinator:
             self._feed(held, Granted())
         else:
             self._spawn(self._claim(held), f"claim {goal.id}")
+        if self._is_draining:
+            self._spawn(self._leave(held), f"leave {goal.id}")
         return held.outcome
 
     async def _claim(self, held: _Held) -> None:
@@ -279,11 +275,14 @@ class Coordinator:
             case RunFunction():
                 held.function = self._spawn(self._run(held), held.goal.type)
             case StopFunction() if held.function is not None:
-                held.function.cancel()
+                # Not at once: a task that is cancelled before its first step never runs, nor says that it ended.
+                asyncio.get_running_loop().call_soon(held.function.cancel)
             case RecordOutcome(outcome):
                 self._spawn(self._finish(held, outcome), f"finish {held.goal.id}")
             case LetGo():
                 self._let_go(held)
+            case GiveBack():
+                self._spawn(self._give_back(held.goal), f"give back {held.goal.id}")
 
     async def _run(self, held: _Held) -> None:
         goal = held.goal
@@ -315,6 +314,7 @@ class Coordinator:
             run = GoalRun(self, goal, traceparent, steps)
             request = spec.payload.decode(goal.payload, "goal's payload")
             with closing(Team(run)) as team:
+                held.team = team
                 answer = await spec.function(request, team)
             return Answered(spec.result.encode(answer, f"result of goal {goal.type}"))
         except NexusError as error:
@@ -350,6 +350,24 @@ class Coordinator:
             held.outcome.set_result(recorded)
         self._let_go(held)
         await self._runner.forget_goal(held.goal.id)
+
+    async def _leave(self, held: _Held) -> None:
+        if held.team is not None:
+            await held.team.quiesce()
+        self._feed(held, LeaveAsked())
+
+    async def _give_back(self, goal: Goal) -> None:
+        # After everything that was recorded of it: writes keep their order.
+        try:
+            is_free = await self.stream.write(Release(goal.id, self.clock.now()))
+        except NexusError:
+            is_free = False  # Fenced or closing: others find it when this host is gone.
+        held = self._held.get(goal.id)
+        if held is not None:
+            self._let_go(held)
+        await self._runner.forget_goal(goal.id)
+        if is_free:
+            self._hand_on(goal)
 
     async def _recorded(self, goal_id: str) -> Outcome | None:
         try:

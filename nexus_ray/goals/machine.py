@@ -1,7 +1,7 @@
 """The life of one goal on its host, as a machine: events in, commands out.
 
 Law: one terminal outcome, the first; after it, no event changes anything. What was asked to stop says `cancelled` or
-`expired` even if its function answers while it is being stopped.
+`expired` even if its function answers while it is being stopped. What is asked to leave ends here only if it answers.
 """
 
 from dataclasses import dataclass
@@ -48,11 +48,16 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveAsked:
+    """The host drains: the goal is to go on elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The goal's function ended because it was told to."""
 
 
-Event = Granted | Refused | Answered | Raised | CancelAsked | DeadlinePassed | Stopped
+Event = Granted | Refused | Answered | Raised | CancelAsked | DeadlinePassed | LeaveAsked | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +82,23 @@ class LetGo:
     """Forget the goal: it is not this host's."""
 
 
-Command = RunFunction | StopFunction | RecordOutcome | LetGo
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Give the goal back on record, so that another host goes on with it, and forget it."""
+
+
+Command = RunFunction | StopFunction | RecordOutcome | LetGo | GiveBack
 
 
 class GoalMachine:
     """Decides what becomes of one goal."""
 
-    __slots__ = ("_is_running", "_stop_as", "_stop_failure", "is_over", "status")
+    __slots__ = ("_is_running", "_stop_as", "_stop_failure", "is_leaving", "is_over", "status")
 
     def __init__(self) -> None:
         self.status = GoalStatus.ACCEPTED
         self.is_over = False
+        self.is_leaving = False
         self._is_running = False
         self._stop_as: GoalStatus | None = None
         self._stop_failure: Failure | None = None
@@ -101,6 +112,8 @@ class GoalMachine:
                 self.status = GoalStatus.RUNNING
                 if self._stop_as is not None:
                     return self._end(self._stop_as, now, failure=self._stop_failure)
+                if self.is_leaving:
+                    return self._give_back()
                 self._is_running = True
                 return [RunFunction()]
             case Refused():
@@ -110,10 +123,17 @@ class GoalMachine:
                 return self._stop(GoalStatus.CANCELLED, Failure("cancelled", f"cancelled by {by}"), now)
             case DeadlinePassed():
                 return self._stop(GoalStatus.EXPIRED, Failure("deadline_exceeded", "the goal's deadline passed"), now)
+            case LeaveAsked():
+                is_news = not self.is_leaving and self._stop_as is None
+                self.is_leaving = True
+                return [StopFunction()] if is_news and self._is_running else []
             case _ if self._stop_as is not None:
                 return self._end(self._stop_as, now, failure=self._stop_failure)
             case Answered(result, answered_by):
                 return self._end(GoalStatus.SUCCEEDED, now, result=result, answered_by=answered_by)
+            case _ if self.is_leaving:
+                # Whatever it raised, it may have raised for being stopped: where it goes on, it says so again.
+                return self._give_back()
             case Raised(failure):
                 return self._end(GoalStatus.FAILED, now, failure=failure)
             case Stopped():
@@ -126,8 +146,13 @@ class GoalMachine:
         self._stop_as = status
         self._stop_failure = failure
         if self._is_running:
-            return [StopFunction()]
+            return [] if self.is_leaving else [StopFunction()]
         return [] if self.status is GoalStatus.ACCEPTED else self._end(status, now, failure=failure)
+
+    def _give_back(self) -> list[Command]:
+        self.is_over = True
+        self._is_running = False
+        return [GiveBack()]
 
     def _end(
         self,

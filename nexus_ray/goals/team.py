@@ -95,6 +95,7 @@ class Team:
         self._asking: set[asyncio.Future[Any]] = set()  # What is waited for now.
         self._headers = {**run.goal.headers, "traceparent": run.traceparent}
         self._is_closed = False
+        self._is_leaving = False
 
     @property
     def goal_id(self) -> str:
@@ -138,7 +139,8 @@ class Team:
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             _settle(answer, spec, result)
             return answer
-        self._check_open()
+        if self._is_closed:
+            return self._not_asked()
         is_private = spec.options.scope == "goal"
         order = TaskOrder(
             self.goal_id,
@@ -167,7 +169,8 @@ class Team:
         step_key = self._keys.next(f"goal:{spec.type}", "", body)
         result = self._run.recorded(step_key)
         if result is None:
-            self._check_open()
+            if self._is_closed:
+                return await self._not_asked()
             deadline_at = self._deadline_at(timeout_s)
             child = asyncio.ensure_future(self._run.sub_goal(spec, step_key, body, deadline_at))
             self._asking.add(child)
@@ -255,12 +258,31 @@ class Team:
         A function may leave some behind, such as the rest of an `asyncio.gather` of which one has failed.
         """
         self._is_closed = True
+        self._is_leaving = False
         for answer in list(self._asking):
             answer.cancel()
 
-    def _check_open(self) -> None:
-        if self._is_closed:
+    async def quiesce(self) -> None:
+        """Ask nothing more, and return when the agents that were asked have answered: the goal goes on elsewhere.
+
+        Goals of this goal are not waited for: they are on record, and are found again.
+        """
+        self._is_closed = self._is_leaving = True
+        asked = [answer for answer in self._asking if not isinstance(answer, asyncio.Task)]
+        if asked:
+            await asyncio.wait(asked)
+
+    def _not_asked(self) -> "asyncio.Future[Any]":
+        """Return what is never answered, where the goal goes on elsewhere; it is asked there.
+
+        Raises:
+            FailedPreconditionError: The goal has ended.
+        """
+        if not self._is_leaving:
             raise FailedPreconditionError(f"goal {self.goal_id} has ended: nobody is asked for it any more")
+        never: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asking.add(never)
+        return never
 
     def _agent_spec(self, agent: AgentRef) -> AgentSpec:
         spec = self._specs.get(agent)

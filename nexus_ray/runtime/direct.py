@@ -169,7 +169,7 @@ class DirectClient:
             for peer in self._hosts:
                 peer.close()
             self._names.clear()
-            self._hosts = [host_peer(member) for member in membership.members]
+            self._hosts = [host_peer(member) for member in membership.members if member.weight > 0]
         if not self._hosts:
             raise UnavailableError("the fleet has no hosts")
 

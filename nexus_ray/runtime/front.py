@@ -26,10 +26,10 @@ from nexus_ray.core.errors import (
 )
 from nexus_ray.core.identity import AgentId, Session
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.coordinator import CoordinatorSettings
 from nexus_ray.goals.feed import ChangeFeed
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
 from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.spec import Specs
 from nexus_ray.observe import metrics
 from nexus_ray.observe.operation import flush, observe

@@ -35,13 +35,20 @@ class PeerCarrier:
 
     async def carry(self, member: Member, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Return when the other host has the parcel."""
+        await self._peer(member).call("deliver", origin, epoch, items)
+
+    async def hand_on(self, member: Member, goals: Sequence[Goal]) -> None:
+        """Tell another host of goals that are its own now."""
+        await self._peer(member).call("poke", goals)
+
+    def _peer(self, member: Member) -> Peer:
         peer = self._peers.get(member.host)
         if peer is None:
             # A host that has left is never asked again: forget the oldest, there are only a few at a time.
             while len(self._peers) >= _PEERS_MAX:
                 self._peers.pop(next(iter(self._peers))).close()
             peer = self._peers[member.host] = host_peer(member)
-        await peer.call("deliver", origin, epoch, items)
+        return peer
 
 
 class AgentHost:
@@ -116,10 +123,6 @@ class AgentHost:
     async def status(self) -> dict[str, Any]:
         """Tell how busy this host is."""
         return self._process.status()
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Finish what is under way, take no more."""
-        return await self._process.drain(timeout_s)
 
     async def stop(self) -> None:
         """Stop; what is under way goes on elsewhere."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import TaskOrder, TaskResult
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
+from nexus_ray.goals.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.placement import Member, Membership, Placement
@@ -59,6 +60,14 @@ class Carrier(Protocol):
 
         Raises:
             UnavailableError: It is not known whether it arrived.
+        """
+        ...
+
+    async def hand_on(self, member: Member, goals: Sequence[Goal]) -> None:
+        """Tell another host of goals that are its own now.
+
+        Raises:
+            UnavailableError: It is not known whether it heard.
         """
         ...
 

@@ -6,7 +6,7 @@ Law: `HostProcess` only wires and ticks; what is decided is decided in the parts
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from nexus_ray.agents.ports import Isolation
@@ -24,9 +24,11 @@ from nexus_ray.goals.stream import WriteStream
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.parcels import Carrier, Item, PostOffice
-from nexus_ray.runtime.placement import Membership
+from nexus_ray.runtime.placement import Member, Membership
 
 log = get_logger("runtime.process")
+
+_CLEAR_EVERY_S = 0.2  # How often a draining host looks for agents whose tasks have ended.
 
 
 class HostProcess:
@@ -63,7 +65,11 @@ class HostProcess:
             runner=self.runner,
             clock=self.clock,
             settings=settings.goals,
+            hand_on=self._hand_on,
         )
+        self._carrier = carrier
+        self._given_back: list[Goal] = []
+        self._is_draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -76,12 +82,58 @@ class HostProcess:
         ]
 
     def set_membership(self, membership: Membership) -> None:
-        """Go by a newer membership, and look at once for goals that have become this host's."""
+        """Go by a newer membership, and look at once for goals that have become this host's.
+
+        A host without weight drains: it finishes the tasks of its agents, and gives its goals back for others.
+        """
         is_newer = membership.epoch > self.post.membership.epoch
         self.post.set_membership(membership)
         if is_newer and self._tasks:
-            self._tasks.append(asyncio.get_running_loop().create_task(self._sweep(), name="sweep now"))
-            self._tasks = [task for task in self._tasks if not task.done()]
+            me = self._me
+            self._drain() if me is not None and me.weight <= 0 else self._resume()
+            self._begin(self._sweep(), "sweep now")
+
+    @property
+    def _me(self) -> Member | None:
+        return next((member for member in self.post.membership.members if member.host == self.host), None)
+
+    def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+
+    def _drain(self) -> None:
+        if not self._is_draining:
+            self._is_draining = True
+            self.coordinator.drain()
+            self._begin(self._clear(), "clear")
+
+    def _resume(self) -> None:
+        if self._is_draining:
+            self._is_draining = False
+            self.coordinator.resume()
+
+    async def _clear(self) -> None:
+        """Let agents go as their tasks end, for as long as this host drains."""
+        while self._is_draining:
+            await self.runner.passivate(keep=self._belongs_here)
+            await asyncio.sleep(_CLEAR_EVERY_S)
+
+    def _hand_on(self, goal: Goal) -> None:
+        self._given_back.append(goal)
+        if len(self._given_back) == 1:
+            self._begin(self._poke_owners(), "hand on")
+
+    async def _poke_owners(self) -> None:
+        await asyncio.sleep(0)  # All that are given back by one write go together.
+        goals, self._given_back = self._given_back, []
+        by_owner: dict[Member, list[Goal]] = {}
+        # Best effort: an owner that does not hear of a goal finds it when it sweeps.
+        with contextlib.suppress(NexusError):
+            for goal in goals:
+                by_owner.setdefault(self.post.owner(goal.id), []).append(goal)
+        for owner, owned in by_owner.items():
+            with contextlib.suppress(NexusError):
+                await self._carrier.hand_on(owner, owned)
 
     def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Take a parcel in."""
@@ -95,14 +147,22 @@ class HostProcess:
 
     def status(self) -> dict[str, Any]:
         """Tell how busy this host is."""
+        me = self._me
         return {
             "host": self.host,
             "node": self._node,
             "epoch": self.post.membership.epoch,
             "goals": self.coordinator.held,
             "agents": self.runner.counts(),
+            "state": self._state(),
+            "node_id": me.node_id if me is not None else "",
             "process": os.getpid(),
         }
+
+    def _state(self) -> str:
+        if not self._is_draining:
+            return "active"
+        return "draining" if self.coordinator.held or any(self.runner.counts().values()) else "drained"
 
     def agents(self, limit: int) -> list[dict[str, Any]]:
         """Return active agents, `limit` at the most."""
@@ -117,12 +177,6 @@ class HostProcess:
             }
             for agent, running, waiting in self.runner.active(limit)
         ]
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Finish what is under way, take no more; tell whether everything ended in time."""
-        is_done = await self.coordinator.drain(self.clock.now() + timeout_s)
-        await self.runner.drain()
-        return is_done
 
     async def close(self) -> None:
         """Stop; what is under way goes on elsewhere."""

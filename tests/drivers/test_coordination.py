@@ -12,11 +12,11 @@ import nexus_ray as nexus
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.coordinator import CoordinatorSettings
 from nexus_ray.goals.goal import Claim, EntryKind, Finish, GoalRecord, GoalStatus, RequestCancel, Step, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.goals.limits import CoordinatorSettings
 from tests.support.in_process import InProcessFleet, in_process_fleet
 
 
@@ -140,53 +140,6 @@ async def test_a_coordination_that_changed_between_two_runs_asks_for_what_is_not
 
     assert value(outcome) == [3, 1, 5]
     assert flow.handled == {f"adder/{n}:{n}": 1 for n in (1, 2, 3, 5)}
-
-
-async def test_a_draining_host_finishes_its_goals_with_their_sub_goals_and_takes_no_others() -> None:
-    flow = Flow()
-
-    @flow.app.goal
-    async def child(request: int, team: nexus.Team) -> int:
-        return await team.ask("adder", request)
-
-    @flow.app.goal
-    async def goal(request: Any, team: nexus.Team) -> int:
-        await team.ask("gate")
-        return await team.goal(child, 7)
-
-    async with in_process_fleet(flow.app, hosts=1) as fleet:
-        (host,) = fleet.hosts_by_name.values()
-        accepted = await submit(fleet)
-        await flow.until_waiting()
-        draining = asyncio.ensure_future(host.drain(10))
-        await asyncio.sleep(0)
-        with pytest.raises(UnavailableError):
-            await host.coordinator.accept_and_run([fleet.goal("goal")])
-        flow.open.set()
-
-        assert await draining
-        assert value((await fleet.ledger.goal(accepted.id)).outcome) == 7
-
-
-@pytest.mark.parametrize("ending", ["cancelled", "expired"])
-async def test_a_draining_host_still_records_that_a_goal_was_stopped(ending: str) -> None:
-    flow = Flow()
-
-    @flow.app.goal
-    async def goal(request: Any, team: nexus.Team) -> Any:
-        await team.ask("gate")
-
-    async with in_process_fleet(flow.app, hosts=1) as fleet:
-        (host,) = fleet.hosts_by_name.values()
-        accepted = await submit(fleet, timeout_s=0.05 if ending == "expired" else 20)
-        await flow.until_waiting()
-        draining = asyncio.ensure_future(host.drain(10))
-        await asyncio.sleep(0)
-        if ending == "cancelled":
-            assert host.coordinator.cancel(accepted.id, "me")
-
-        assert await draining
-        assert (await fleet.ledger.goal(accepted.id)).status == ending
 
 
 class LosesAnswers(MemoryLedger):
@@ -421,3 +374,19 @@ async def test_a_closed_host_says_nothing_about_goals_that_others_go_on_with() -
         flow.open.set()
 
         assert value(await fleet.outcome(accepted)) == 1
+
+
+async def test_a_goal_that_is_cancelled_before_its_first_step_is_cancelled() -> None:
+    flow = Flow()
+
+    @flow.app.goal
+    async def goal(request: Any, team: nexus.Team) -> Any:
+        return await team.ask("gate")
+
+    async with in_process_fleet(flow.app, hosts=1) as fleet:
+        (host,) = fleet.hosts_by_name.values()
+        ((acceptance, outcome),) = await host.coordinator.accept_and_run([fleet.goal("goal")])
+        assert outcome is not None and host.coordinator.cancel(acceptance.goal_id, "me")
+
+        async with asyncio.timeout(10):
+            assert (await outcome).status is GoalStatus.CANCELLED

@@ -14,8 +14,10 @@ from nexus_ray.goals.machine import (
     Command,
     DeadlinePassed,
     Event,
+    GiveBack,
     GoalMachine,
     Granted,
+    LeaveAsked,
     LetGo,
     Raised,
     RecordOutcome,
@@ -33,7 +35,7 @@ def event_of(text: str) -> Event:
     word, _, argument = text.partition(" ")
     simple: dict[str, Event] = {
         "granted": Granted(), "refused": Refused(), "raised": Raised(BROKE), "deadline": DeadlinePassed(),
-        "stopped": Stopped(),
+        "stopped": Stopped(), "leave": LeaveAsked(),
     }  # fmt: skip
     if word == "answered":
         return Answered(argument.encode())
@@ -76,7 +78,10 @@ class AnyLife(RuleBasedStateMachine):
         self.first_stop: GoalStatus | None = None
 
     @rule(event=st.sampled_from(
-        [Granted(), Refused(), Answered(b"7"), Raised(BROKE), CancelAsked("ann"), DeadlinePassed(), Stopped()]
+        [
+            Granted(), Refused(), Answered(b"7"), Raised(BROKE), CancelAsked("ann"), DeadlinePassed(), LeaveAsked(),
+            Stopped(),
+        ]
     ))  # fmt: skip
     def anything_happens(self, event: Event) -> None:
         self.now += 1.0
@@ -95,11 +100,12 @@ class AnyLife(RuleBasedStateMachine):
 
     @invariant()
     def one_end_and_the_first_reason_stands(self) -> None:
-        ends = [command for command in self.commands if isinstance(command, RecordOutcome | LetGo)]
+        ends = [command for command in self.commands if isinstance(command, RecordOutcome | LetGo | GiveBack)]
         outcomes = [command.outcome for command in ends if isinstance(command, RecordOutcome)]
         assert len(ends) == self.machine.is_over
         assert self.commands.count(RunFunction()) <= 1
         assert StopFunction() not in self.commands or RunFunction() in self.commands
+        assert GiveBack() not in self.commands or (self.machine.is_leaving and self.first_stop is None)
         for outcome in outcomes:
             assert outcome.status is self.machine.status and outcome.status.is_terminal
             assert (outcome.failure is None) == (outcome.status is GoalStatus.SUCCEEDED) == bool(outcome.result)

@@ -11,7 +11,7 @@ from nexus_ray.app import App
 from nexus_ray.config import Settings
 from nexus_ray.core.context import CallContext
 from nexus_ray.core.deadline import Deadline
-from nexus_ray.core.errors import UnavailableError
+from nexus_ray.core.errors import NotFoundError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, GoalRecord, Outcome
@@ -34,6 +34,7 @@ class InProcessFleet:
         self.isolation = isolation
         self.hosts_by_name: dict[str, HostProcess] = {}
         self.epoch = 0
+        self.drained: set[str] = set()
 
     def add(self, name: str) -> HostProcess:
         host = HostProcess(
@@ -46,9 +47,17 @@ class InProcessFleet:
 
     def publish(self) -> None:
         self.epoch += 1
-        membership = Membership(self.epoch, tuple(Member(name, "here", "") for name in self.hosts_by_name))
+        members = (Member(name, "here", "", weight=float(name not in self.drained)) for name in self.hosts_by_name)
+        membership = Membership(self.epoch, tuple(members))
         for host in self.hosts_by_name.values():
             host.set_membership(membership)
+
+    async def drain(self, target: str, is_undone: bool = False) -> list[str]:
+        if target not in self.hosts_by_name:
+            raise NotFoundError(f"there is no host or node {target!r}")
+        self.drained = self.drained - {target} if is_undone else self.drained | {target}
+        self.publish()
+        return [target]
 
     async def lose(self, name: str) -> None:
         """A host dies: it is fenced, the others hear of it, and nothing it still does can be recorded."""
@@ -63,6 +72,12 @@ class InProcessFleet:
         if host is None:
             raise UnavailableError("gone")
         host.deliver(origin, epoch, items)
+
+    async def hand_on(self, member: Member, goals: Sequence[Goal]) -> None:
+        await asyncio.sleep(0)
+        if member.host not in self.hosts_by_name:
+            raise UnavailableError("gone")
+        self.hosts_by_name[member.host].poke(goals)
 
     async def poke(self, goals: Sequence[Goal]) -> None:
         for host in self.hosts_by_name.values():
