@@ -112,7 +112,10 @@ class Ledger(Protocol):
         ...
 
     async def next_epoch(self) -> int:
-        """Return a number larger than every number returned before, over restarts too; the first is 1."""
+        """Return the number after the last one drawn, over restarts too; the first is 1.
+
+        Whoever draws two that do not follow each other knows that somebody else drew between them.
+        """
         ...
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ Law: hosts are detached, so they outlive the directory; a directory that restart
 """
 
 import asyncio
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +14,17 @@ import ray.util
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nexus_ray.config import Settings
+from nexus_ray.core.errors import FencedError
 from nexus_ray.runtime.boot import configure_process
-from nexus_ray.runtime.directory import Directory, Slot
+from nexus_ray.runtime.directory import Directory, Found
 from nexus_ray.runtime.host_actor import AgentHost
 from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.names import HOST_PREFIX, NAMESPACE, host_name
-from nexus_ray.runtime.placement import Member, Membership
+from nexus_ray.runtime.placement import Member, Membership, Slot
 from nexus_ray.runtime.ray_errors import translate
 
 _CALLS_MAX = 10_000  # Ray's own default of 1,000 would make parked polls crowd out parcels.
+_HOST = re.compile(re.escape(HOST_PREFIX) + r"(\d+)-\w+")
 _ANSWER_S = 5.0  # A host that was found by name and does not answer within this is taken for hung.
 
 
@@ -69,30 +72,33 @@ class RayHosts:
         self._actors[member.host] = actor
         return member
 
-    async def discover(self) -> Sequence[tuple[Slot | None, Member]]:
+    async def discover(self) -> Sequence[Found]:
         """Return the host actors that live."""
-        found: list[tuple[Slot | None, Member]] = []
-        for entry in ray.util.list_named_actors(all_namespaces=True):
-            name = entry["name"]
-            match = re.fullmatch(re.escape(HOST_PREFIX) + r"(\d+)-\w+", name)
-            if match is None or entry["namespace"] != NAMESPACE:
-                continue
-            try:
-                actor = self._actors[name] = ray.get_actor(name, namespace=NAMESPACE)
-            except ValueError:
-                continue  # Died since it was listed.
-            try:
-                async with asyncio.timeout(_ANSWER_S):
-                    member = await actor.start.remote()
-                found.append((Slot(member.node_id, int(match[1])), member))
-            except (TimeoutError, ray.exceptions.RayError):
-                found.append((None, Member(name, "", "")))
-        return found
-
-    async def ping(self, member: Member) -> None:
-        """Return when the host answers."""
         try:
-            await self._actors[member.host].ping.remote()
+            listed = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+        except Exception as error:
+            raise translate(error, "the cluster") from None
+        names = [entry["name"] for entry in listed if entry["namespace"] == NAMESPACE]
+        hosts = [(name, match) for name in names if (match := _HOST.fullmatch(name))]
+        found = await asyncio.gather(*(self._find(name, int(match[1])) for name, match in hosts))
+        return [one for one in found if one is not None]
+
+    async def _find(self, name: str, number: int) -> Found | None:
+        try:
+            actor = self._actors[name] = await asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE)
+        except ValueError:
+            return None  # Died since it was listed.
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                member = await actor.start.remote()
+                return Found(Slot(member.node_id, number), member, await actor.membership.remote())
+        except (TimeoutError, ray.exceptions.RayError):
+            return Found(None, Member(name, "", ""), Membership(0, ()))
+
+    async def ping(self, member: Member) -> int:
+        """Return when the host answers: the epoch that it goes by."""
+        try:
+            return int(await self._actors[member.host].ping.remote())
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -126,15 +132,31 @@ class DirectoryActor:
 
     async def watch(self, epoch: int, wait_s: float) -> Membership:
         """Return the membership as soon as it is newer than `epoch`, or as it is after `wait_s`."""
-        async with self._starting:
-            if self._directory is None:
-                hosts = RayHosts(self._app_path, self._settings)
-                directory = Directory(hosts, RayLedger(self._settings), self._settings.runtime.health_interval_s)
-                await directory.start()
-                self._directory = directory
-        return await self._directory.watch(epoch, wait_s)
+        return await (await self._begun()).watch(epoch, wait_s)
+
+    async def drain(self, target: str, is_undone: bool) -> list[str]:
+        """See `Directory.drain`."""
+        return await (await self._begun()).drain(target, is_undone)
 
     async def stop(self) -> None:
         """Stop watching."""
         if self._directory is not None:
             await self._directory.stop()
+
+    async def _begun(self) -> Directory:
+        async with self._starting:
+            if self._directory is None:
+                hosts = RayHosts(self._app_path, self._settings)
+                directory = Directory(hosts, RayLedger(self._settings), self._settings.runtime.health_interval_s)
+                try:
+                    await directory.start()
+                except FencedError:
+                    _end()
+                directory.resigned.add_done_callback(lambda _: _end())
+                self._directory = directory
+        return self._directory
+
+
+def _end() -> None:
+    # There is a successor. If it is this very actor that is wanted, Ray starts it anew, and it begins from what is.
+    os._exit(70)

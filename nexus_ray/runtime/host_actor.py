@@ -20,7 +20,7 @@ from nexus_ray.runtime.isolation import RayIsolation
 from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.parcels import Item
 from nexus_ray.runtime.peer import Peer, host_peer, socket_folder
-from nexus_ray.runtime.placement import Member
+from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.wire import WireServer
 
@@ -95,6 +95,10 @@ class AgentHost:
             ]
         node_id = ray.get_runtime_context().get_node_id()
         return Member(self._process.host, node_name(), node_id, str(self._socket))
+
+    async def membership(self) -> Membership:
+        """Return the membership gone by: a directory that starts again learns from it what was drained."""
+        return self._process.post.membership
 
     async def ping(self) -> int:
         """Show that the event loop turns; return the epoch gone by."""

@@ -25,12 +25,21 @@ class Member:
     pool: str = "main"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Slot:
+    """A place for one host: a machine by Ray's id of it, and a number on it."""
+
+    node_id: str
+    number: int
+
+
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Who is a member under `epoch`; a larger epoch is newer."""
+    """Who is a member under `epoch`; a larger epoch is newer. Hosts in `drained` places have weight 0."""
 
     epoch: int
     members: tuple[Member, ...]
+    drained: tuple[Slot, ...] = ()
 
 
 def owner(membership: Membership, name: str) -> Member:
