@@ -7,6 +7,7 @@ settings: settings hold paths to them.
 import difflib
 import math
 import os
+import socket
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,15 @@ def load(config_file: Path | None = None, **overrides: Any) -> Settings:
     except SettingsError as error:
         raise InvalidArgumentError(f"the environment: {error}") from None
     _check_numbers(settings.model_dump(), "")
-    return settings
+    return _with_cluster(settings)
+
+
+def _with_cluster(settings: Settings) -> Settings:
+    """Name the fleet once, where it is started: its processes on other machines must give the same name."""
+    if not settings.ledger.url or settings.ledger.cluster:
+        return settings
+    cluster = f"{socket.gethostname()}:{settings.state_dir}"
+    return settings.model_copy(update={"ledger": settings.ledger.model_copy(update={"cluster": cluster})})
 
 
 def _check_numbers(values: dict[str, Any], prefix: str) -> None:

@@ -23,8 +23,8 @@ from nexus_ray.goals.spec import Specs
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.fleet import RayFleet, ensure_control_plane
 from nexus_ray.runtime.front import FrontDoor
-from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.state import prepare_state
+from nexus_ray.runtime.which_ledger import open_ledger
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
 
@@ -57,7 +57,7 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
         clock = SystemClock()
         front = FrontDoor(
             specs=Specs(app.agents, app.goals),
-            ledger=RayLedger(settings),
+            ledger=open_ledger(settings, "gateway"),
             fleet=RayFleet(),
             authenticator=Authenticator.from_folder(settings.state_dir, settings.tokens, clock),
             authorizer=Authorizer.from_folder(settings.state_dir),

@@ -15,6 +15,7 @@ from nexus_ray.app import load_app
 from nexus_ray.config import Settings
 from nexus_ray.runtime.local import check_listen, set_environment, start_control_plane, start_ray, stop_ray
 from nexus_ray.runtime.state import StateLock, prepare_state, write_fleet_file, write_operator_token
+from nexus_ray.runtime.which_ledger import check_ledger, let_go_of_ledger
 
 
 def serve_forever(
@@ -40,6 +41,7 @@ def serve_forever(
     try:
         prepare_state(settings)
         write_operator_token(settings)
+        check_ledger(settings)
         set_environment(settings)
         on_progress("starting Ray")
         start_ray(settings)
@@ -63,6 +65,7 @@ def serve_forever(
             with contextlib.suppress(FileNotFoundError):
                 (settings.state_dir / "fleet.json").unlink()
             stop_ray()
+            let_go_of_ledger(settings)
     finally:
         for number, before in previous.items():
             signal.signal(number, before)

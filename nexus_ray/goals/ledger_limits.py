@@ -5,8 +5,10 @@ ledger is busy or full is said elsewhere, by `UnavailableError`.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nexus_ray.core.errors import InvalidArgumentError
 from nexus_ray.goals.goal import KEYED, EntryKind, Finish, Goal, Note, RequestCancel, Step, Write
@@ -16,10 +18,43 @@ _ID_CHARACTERS_MAX = 512  # Ids, step keys and names stand in indexes; ours are 
 
 
 class LedgerSettings(BaseModel):
-    """How much a ledger takes on."""
+    """Which ledger, and how much it takes on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # No inputs in errors: somebody may have put a password where none belongs.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    url: str = Field(
+        "",
+        description="`postgresql://USER@HOST/DATABASE` for production; none is the embedded ledger, one SQLite file.",
+    )
+    password_file: Path | None = Field(
+        None,
+        description="File of mode 0600 with PostgreSQL's password and nothing else: settings travel in clear, "
+        "so a password is never one. libpq's PGPASSFILE is read where this is not set.",
+    )
+    cluster: str = Field(
+        "",
+        json_schema_extra={"default_rule": "this machine's name and the state folder"},
+        description="What this fleet is called in the lease on a PostgreSQL ledger, which one fleet at a time holds.",
+    )
+    lease_s: float = Field(
+        15.0, ge=3, description="A fleet that did not renew its lease for so long is gone: others may have the ledger."
+    )
+    connections_max: int = Field(
+        4, ge=2, description="Connections of one process to PostgreSQL for reads; one more writes, one more listens."
+    )
+    answer_s_max: float = Field(
+        10.0, gt=0, description="Longest that PostgreSQL may take to answer; then its connection is given up."
+    )
+    stall_s_max: float = Field(
+        5.0, gt=0, description="Longest that a process may stop in mid-transaction before PostgreSQL ends that."
+    )
+    outage_wait_s: float = Field(
+        10.0, ge=0, description="How long calls wait for a PostgreSQL that is gone: longer than a restart takes."
+    )
+    look_every_s: float = Field(
+        1.0, gt=0, description="How often whoever waits for changes looks, where PostgreSQL's notification got lost."
+    )
     body_bytes_max: int = Field(
         8 * _MIB, gt=0, description="Largest body of one entry, payload, result or state: larger belongs in a store."
     )
@@ -56,6 +91,20 @@ class LedgerSettings(BaseModel):
     busy_timeout_s: float = Field(
         1.0, ge=0, description="How long a write waits for a lock that a tool outside Nexus holds on the file."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/")):
+            raise ValueError("write postgresql://USER@HOST/DATABASE, or nothing for the embedded ledger")
+        named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+        if parts.password is not None or any(name.lower().endswith("password") for name in named):
+            raise ValueError(
+                "it holds a password, and settings travel in clear: write the password to a file of mode 0600 and "
+                "name that in ledger.password_file (NEXUS_LEDGER__PASSWORD_FILE)"
+            )
+        return url
 
 
 def check_goals(goals: Sequence[Goal], settings: LedgerSettings) -> int:

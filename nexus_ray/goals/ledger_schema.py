@@ -25,11 +25,12 @@ from nexus_ray.core.errors import (
 )
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalRecord, GoalStatus, Outcome
+from nexus_ray.goals.ledger_entry import accepted_body, finished_body
 from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.ledger_sum import check_sum, entry_sum, goal_sum, row_sum
 
 _APPLICATION_ID = 0x4E585259  # "NXRY": tells our file from any other SQLite file.
-_SCHEMA_VERSION = 2
+SCHEMA_VERSION = 2
 _PAGE_BYTES = 4096
 # A checkpoint syncs the whole file; at 16 MiB of log it is rare, and the log is still read back in milliseconds.
 _LOG_PAGES = 4096
@@ -140,7 +141,7 @@ def _prepare(connection: sqlite3.Connection, settings: LedgerSettings, path: Pat
         # In one transaction: a crash leaves either no ledger or a whole one.
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION_ID}; COMMIT;")
     (version,) = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
-    if version != _SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise FailedPreconditionError("the ledger was written by another version of Nexus", schema_version=version)
 
 
@@ -244,3 +245,14 @@ def to_state(agent: AgentId, row: tuple[Any, ...]) -> AgentState:
     version, schema, body, stored_sum = row
     check_sum(stored_sum, row_sum((*agent, version, schema, body)), "the state of agent", str(agent))
     return AgentState(agent, version, body, schema)
+
+
+def with_body(entry: Entry, record: GoalRecord) -> Entry:
+    """Return an entry as the port tells it; see the law above."""
+    if entry.kind is EntryKind.ACCEPTED:
+        body = accepted_body(record.goal)
+    elif entry.kind is EntryKind.FINISHED and record.outcome is not None:
+        body = finished_body(record.outcome)
+    else:
+        return entry
+    return Entry(entry.seq, entry.goal_id, entry.kind, entry.at, body)

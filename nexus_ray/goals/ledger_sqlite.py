@@ -19,7 +19,6 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_bell import Bell
-from nexus_ray.goals.ledger_entry import accepted_body, finished_body
 from nexus_ray.goals.ledger_lane import Lane, LaneLimits
 from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
 from nexus_ray.goals.ledger_machine import Accept, Append, Call, Fence, NextEpoch
@@ -34,6 +33,7 @@ from nexus_ray.goals.ledger_schema import (
     to_record,
     to_state,
     translated,
+    with_body,
 )
 from nexus_ray.goals.ledger_writer import LedgerWriter
 from nexus_ray.observe import metrics
@@ -299,14 +299,4 @@ def _journal(connection: sqlite3.Connection, goal_id: str, after_seq: int, limit
     # Read after the entries, so it is at least as new; what it is read for never changes.
     record = _goal(connection, goal_id)
     assert record is not None, "an entry without its goal"
-    return [_with_body(entry, record) for entry in entries]
-
-
-def _with_body(entry: Entry, record: GoalRecord) -> Entry:
-    if entry.kind is EntryKind.ACCEPTED:
-        body = accepted_body(record.goal)
-    elif entry.kind is EntryKind.FINISHED and record.outcome is not None:
-        body = finished_body(record.outcome)
-    else:
-        return entry
-    return Entry(entry.seq, entry.goal_id, entry.kind, entry.at, body)
+    return [with_body(entry, record) for entry in entries]

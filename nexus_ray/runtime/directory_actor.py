@@ -18,10 +18,10 @@ from nexus_ray.core.errors import FencedError
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.directory import Directory, Found
 from nexus_ray.runtime.host_actor import AgentHost
-from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.names import HOST_PREFIX, NAMESPACE, host_name
 from nexus_ray.runtime.placement import Member, Membership, Slot
 from nexus_ray.runtime.ray_errors import translate
+from nexus_ray.runtime.which_ledger import open_ledger
 
 _CALLS_MAX = 10_000  # Ray's own default of 1,000 would make parked polls crowd out parcels.
 _HOST = re.compile(re.escape(HOST_PREFIX) + r"(\d+)-\w+")
@@ -147,7 +147,8 @@ class DirectoryActor:
         async with self._starting:
             if self._directory is None:
                 hosts = RayHosts(self._app_path, self._settings)
-                directory = Directory(hosts, RayLedger(self._settings), self._settings.runtime.health_interval_s)
+                ledger = open_ledger(self._settings, "directory")
+                directory = Directory(hosts, ledger, self._settings.runtime.health_interval_s)
                 try:
                     await directory.start()
                 except FencedError:

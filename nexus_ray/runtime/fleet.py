@@ -26,8 +26,8 @@ log = get_logger("runtime.fleet")
 _CALLS_MAX = 10_000
 
 
-def ensure_control_plane(app_path: str, settings: Settings) -> tuple[Any, Any]:
-    """Make the ledger and directory actors, or find them; return both handles."""
+def ensure_control_plane(app_path: str, settings: Settings) -> Any:
+    """Make the directory actor, and the embedded ledger's where that is the ledger; return the directory's handle."""
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "lifetime": "detached",
@@ -37,9 +37,9 @@ def ensure_control_plane(app_path: str, settings: Settings) -> tuple[Any, Any]:
         "max_task_retries": 0,
         "max_concurrency": _CALLS_MAX,
     }
-    ledger = ray.remote(LedgerActor).options(name=LEDGER, **options).remote(settings)
-    directory = ray.remote(DirectoryActor).options(name=DIRECTORY, **options).remote(app_path, settings)
-    return ledger, directory
+    if not settings.ledger.url:
+        ray.remote(LedgerActor).options(name=LEDGER, **options).remote(settings)
+    return ray.remote(DirectoryActor).options(name=DIRECTORY, **options).remote(app_path, settings)
 
 
 class RayFleet:

@@ -17,11 +17,11 @@ from nexus_ray.runtime.boot import configure_process, node_name, settle_down
 from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
 from nexus_ray.runtime.isolation import RayIsolation
-from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.parcels import Item
 from nexus_ray.runtime.peer import Peer, host_peer, socket_folder
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
+from nexus_ray.runtime.which_ledger import open_ledger
 from nexus_ray.runtime.wire import WireServer
 
 _PEERS_MAX = 1000
@@ -61,7 +61,7 @@ class AgentHost:
             node=node_name(),
             app=load_app(app_path),
             settings=settings,
-            ledger=RayLedger(settings),
+            ledger=open_ledger(settings, host),
             carrier=PeerCarrier(),
             isolation=RayIsolation(app_path, settings, host),
         )

@@ -20,9 +20,9 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.effects import EffectRecord, effects_from_afar
 from nexus_ray.runtime.boot import configure_process
-from nexus_ray.runtime.ledger_actor import RayLedger
 from nexus_ray.runtime.names import NAMESPACE
 from nexus_ray.runtime.ray_errors import translate
+from nexus_ray.runtime.which_ledger import open_ledger
 
 
 class AgentProcess:
@@ -50,7 +50,7 @@ class AgentProcess:
                 self._agent.state = spec.state.decode(state, "state")
             if self._effects is None:
                 # In the name of the host: where that was declared dead, nothing is begun here either.
-                self._effects = effects_from_afar(self._host, RayLedger(self._settings), SystemClock())
+                self._effects = effects_from_afar(self._host, open_ledger(self._settings, self._host), SystemClock())
             task = task_of(order, attempt, order.headers.get("traceparent", ""), self._effects)
             arguments = (payload, task) if spec.wants_task else (payload,)
             if spec.is_async:

@@ -129,7 +129,7 @@ def start_control_plane(app_path: str, settings: Settings) -> None:
     from nexus_ray.runtime.fleet import ensure_control_plane
     from nexus_ray.runtime.ray_errors import translate
 
-    _, directory = ensure_control_plane(app_path, settings)
+    directory = ensure_control_plane(app_path, settings)
     try:
         ray.get(directory.watch.remote(0, 1.0), timeout=_HOSTS_READY_S)
     except Exception as error:
