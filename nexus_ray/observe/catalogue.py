@@ -44,6 +44,8 @@ _ROWS = (
     Metric("nexus_ledger_batch_writes", "histogram", (), "Writes to a transaction", SIZES),
     Metric("nexus_parcels_total", "counter", ("direction", "result"), "Parcels between hosts"),
     Metric("nexus_parcel_items", "histogram", (), "Items to a parcel", SIZES),
+    Metric("nexus_peer_calls_total", "counter", ("way",), "Calls between processes: over a socket, a stream, or Ray"),
+    Metric("nexus_strangers_refused_total", "counter", ("door",), "Connections refused between processes"),
     Metric("nexus_mailbox_refusals_total", "counter", ("agent_type",), "Tasks refused by a full mailbox"),
     Metric("nexus_agents_quarantined_total", "counter", ("agent_type",), "Tasks refused for an unreadable state"),
     Metric("nexus_http_requests_total", "counter", ("route", "method", "status"), "HTTP requests"),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+import ray.util
 
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
@@ -18,37 +19,12 @@ from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
 from nexus_ray.runtime.isolation import RayIsolation
 from nexus_ray.runtime.parcels import Item
-from nexus_ray.runtime.peer import Peer, host_peer, socket_folder
+from nexus_ray.runtime.peer import PeerCarrier, socket_folder
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
+from nexus_ray.runtime.streams import Streams
 from nexus_ray.runtime.which_ledger import open_ledger
-from nexus_ray.runtime.wire import WireServer
-
-_PEERS_MAX = 1000
-
-
-class PeerCarrier:
-    """Carries parcels to other hosts. Implements `Carrier`."""
-
-    def __init__(self) -> None:
-        self._peers: dict[str, Peer] = {}
-
-    async def carry(self, member: Member, origin: str, epoch: int, items: Sequence[Item]) -> None:
-        """Return when the other host has the parcel."""
-        await self._peer(member).call("deliver", origin, epoch, items)
-
-    async def hand_on(self, member: Member, goals: Sequence[Goal]) -> None:
-        """Tell another host of goals that are its own now."""
-        await self._peer(member).call("poke", goals)
-
-    def _peer(self, member: Member) -> Peer:
-        peer = self._peers.get(member.host)
-        if peer is None:
-            # A host that has left is never asked again: forget the oldest, there are only a few at a time.
-            while len(self._peers) >= _PEERS_MAX:
-                self._peers.pop(next(iter(self._peers))).close()
-            peer = self._peers[member.host] = host_peer(member)
-        return peer
+from nexus_ray.runtime.wire import Methods, WireServer
 
 
 class AgentHost:
@@ -56,13 +32,15 @@ class AgentHost:
 
     def __init__(self, host: str, app_path: str, settings: Settings) -> None:
         configure_process(settings, host)
+        self._streams = Streams(host)
+        self._carrier = PeerCarrier(self._streams)
         self._process = HostProcess(
             host=host,
             node=node_name(),
             app=load_app(app_path),
             settings=settings,
             ledger=open_ledger(settings, host),
-            carrier=PeerCarrier(),
+            carrier=self._carrier,
             isolation=RayIsolation(app_path, settings, host),
         )
         self._door = DirectDoor(self._process, settings)
@@ -88,13 +66,22 @@ class AgentHost:
             settle_down()
             self._process.start()
             await self._wire.start()
+            # Other machines' hosts bring parcels and goals, and ask for nothing else.
+            brought: Methods = {"deliver": self._process.deliver, "poke": self._process.poke}
+            await self._streams.listen(ray.util.get_node_ip_address(), brought)
             loop = asyncio.get_running_loop()
             self._tasks = [
                 loop.create_task(self._until_fenced(), name="until fenced"),
-                loop.create_task(follow_membership(self._process.set_membership), name="follow membership"),
+                loop.create_task(follow_membership(self._set_membership), name="follow membership"),
             ]
-        node_id = ray.get_runtime_context().get_node_id()
-        return Member(self._process.host, node_name(), node_id, str(self._socket))
+        return Member(
+            self._process.host,
+            node_name(),
+            ray.get_runtime_context().get_node_id(),
+            str(self._socket),
+            stream=self._streams.address,
+            certificate=self._streams.certificate,
+        )
 
     async def membership(self) -> Membership:
         """Return the membership gone by: a directory that starts again learns from it what was drained."""
@@ -131,11 +118,17 @@ class AgentHost:
     async def stop(self) -> None:
         """Stop; what is under way goes on elsewhere."""
         await self._wire.close()
+        await self._streams.close()
         await self._process.close()
 
     async def until_death(self) -> None:
         """Never answer: the caller learns of this process's death from the failing call, at once."""
         await asyncio.Event().wait()
+
+    def _set_membership(self, membership: Membership) -> None:
+        self._streams.set_membership(membership)
+        self._carrier.set_membership(membership)
+        self._process.set_membership(membership)
 
     async def _until_fenced(self) -> None:
         await self._process.stream.fenced

@@ -4,6 +4,7 @@ Law: one writer process for the whole fleet; the actor only forwards, and every 
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.runtime.boot import configure_process, settle_down
 from nexus_ray.runtime.names import LEDGER
 from nexus_ray.runtime.peer import Peer, socket_folder
-from nexus_ray.runtime.wire import WireServer
+from nexus_ray.runtime.wire import WireClient, WireServer
 
 _TRIES = 40  # With the pauses below some 10 s: longer than a killed ledger process takes to be back.
 _PAUSE_S = 0.25
@@ -71,7 +72,7 @@ class RayLedger:
     """Implements `Ledger` over the actor; waits for a ledger process that died, since every call may be repeated."""
 
     def __init__(self, settings: Settings) -> None:
-        self._peer = Peer(LEDGER, ledger_socket(settings))
+        self._peer = Peer(LEDGER, functools.partial(WireClient.connect, ledger_socket(settings)))
 
     async def _call(self, method: str, *arguments: Any, tries: int = _TRIES) -> Any:
         for attempt in range(1, tries + 1):

@@ -15,7 +15,11 @@ _CACHE_NAMES_MAX = 100_000  # About 20 MB; cleared whole when full, since order 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One host: its name, its machine's name and Ray's id of it, its socket there, its weight and version pool."""
+    """One host: its name, its machine's name and Ray's id of it, its socket there, its weight and version pool.
+
+    `stream` is where it listens for hosts of other machines ("IP:PORT"), `certificate` (PEM) what it shows them and
+    they are shown; both are empty where Ray carries.
+    """
 
     host: str
     node: str
@@ -23,6 +27,8 @@ class Member:
     address: str = ""
     weight: float = 1.0
     pool: str = "main"
+    stream: str = ""
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)

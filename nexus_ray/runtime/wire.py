@@ -1,16 +1,18 @@
-"""The wire between processes of one machine: calls over Unix sockets, many under way at a time.
+"""The wire between processes of a fleet: calls in frames, many under way at a time.
 
-Law: only processes of the same user get through: the folder is closed to others, and a server asks the kernel who
-connects. A call that was sent and not answered when the connection breaks is `UnavailableError`: nobody knows.
+Law: nothing is read from whoever has not been let in, and who was let in is told so before anything is asked. On a
+machine, over Unix sockets, only processes of the same user are: the folder is closed to others, and a server asks the
+kernel who connects. Between machines see `streams`. A call that was sent and not answered when the connection breaks
+is `UnavailableError`: nobody knows.
 
-A Ray call between two actors costs 1.4 to 2 ms of CPU, one over a Unix socket 0.05 to 0.1: every goal makes several.
-Between machines there are only Ray calls; see `peer`.
+Frames are pickles, as Ray's own calls are: whoever is let in is trusted as the fleet itself, and no one else is read.
+What waits is bounded: a caller waits while the other side does not read, and a server reads no more while its answers
+are not taken or too much is under way.
 """
 
 import asyncio
 import contextlib
 import inspect
-import io
 import os
 import pickle
 import socket
@@ -22,19 +24,27 @@ from pathlib import Path
 from typing import Any, cast
 
 from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
-from nexus_ray.core.errors import InternalError, NexusError, UnavailableError, error_classes
+from nexus_ray.core.errors import InternalError, NexusError, ResourceExhaustedError, UnavailableError, error_classes
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Claim, Finish, Goal, Note, Outcome, Release, RequestCancel, Step
 from nexus_ray.goals.ledger import Acceptance
+from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 
 log = get_logger("runtime.wire")
 
-_FRAME_BYTES_MAX = 1 << 30  # A length above this is not ours: the largest parcel is far smaller.
+_FRAME_BYTES_MAX = 1 << 30  # A length above this is not ours: a page of goals with the largest results is smaller.
+_GREETING_BYTES_MAX = 64  # What a client reads before it knows that it was let in.
+_GREETING = "nexus"
+_GREETED_WITHIN_S = 5.0  # Longer than a busy host's loop takes to turn; until then Ray carries.
+_CALLS_MAX = 10_000  # Under way for one connection, as for a Ray actor; more are not read yet.
+_JOIN_BYTES_MAX = 64 * 1024  # Up to here one copy is cheaper than one more write.
 _LENGTH = struct.Struct(">I")
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 Methods = Mapping[str, Callable[..., Any]]
+IsWelcome = Callable[[asyncio.Transport], bool]
+"""Says who is let in, before anything is read."""
 
 
 def _by_fields(cls: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
@@ -62,15 +72,22 @@ def register(*classes: type[Any]) -> None:
     _REDUCERS.update((cls, _by_fields(cls)) for cls in classes)
 
 
-def _frame(value: tuple[Any, ...]) -> bytes:
-    buffer = io.BytesIO()
-    buffer.write(b"\0\0\0\0")
-    pickler = pickle.Pickler(buffer, 5)
+class _Chunks(list[bytes]):
+    """What a pickler writes, uncopied: a large payload is the object itself."""
+
+    write = list.append
+
+
+def _frame(value: tuple[Any, ...], bytes_max: int) -> list[bytes]:
+    chunks = _Chunks()
+    pickler = pickle.Pickler(cast(Any, chunks), 5)
     pickler.dispatch_table = _REDUCERS
     pickler.dump(value)
-    whole = buffer.getbuffer()
-    _LENGTH.pack_into(whole, 0, len(whole) - _LENGTH.size)
-    return bytes(whole)
+    length = sum(map(len, chunks))
+    if length > bytes_max:
+        raise ResourceExhaustedError(f"a frame of {length} bytes is over the limit of {bytes_max}")
+    head = _LENGTH.pack(length)
+    return [head, *chunks] if length > _JOIN_BYTES_MAX else [b"".join((head, *chunks))]
 
 
 class _Framed(asyncio.Protocol):
@@ -78,58 +95,98 @@ class _Framed(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
-        self._read = bytearray()
+    def __init__(self, is_welcome: IsWelcome, frame_bytes_max: int) -> None:
+        self._is_welcome = is_welcome
+        self._read = bytearray()  # The beginning of a frame that has not come whole.
+        self._frame_bytes_max = frame_bytes_max
+        self._read_bytes_max = frame_bytes_max
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # By kind only: uvloop's is no subclass of it.
+        if not self._is_welcome(self.transport):
+            self.transport.abort()
 
     def data_received(self, chunk: bytes) -> None:
-        read = self._read
-        read += chunk
+        if self._read:
+            self._read += chunk
+            with memoryview(self._read) as view:
+                at = self._cut(view)
+            del self._read[:at]
+        else:
+            at = self._cut(memoryview(chunk))
+            if at < len(chunk):
+                self._read += memoryview(chunk)[at:]
+
+    def _cut(self, read: memoryview) -> int:
+        """Hand on every whole frame; return where the rest begins."""
         at = 0
-        while len(read) - at >= _LENGTH.size:
+        while len(read) - at >= _LENGTH.size and not self.transport.is_closing():
             (length,) = _LENGTH.unpack_from(read, at)
-            if length > _FRAME_BYTES_MAX:
+            if length > self._read_bytes_max:
                 log.error("wire.frame_refused", bytes=length)
                 self.transport.abort()
-                return
+                break
             end = at + _LENGTH.size + length
             if len(read) < end:
                 break
-            with memoryview(read) as view:
-                frame = pickle.loads(view[at + _LENGTH.size : end])
+            frame = pickle.loads(read[at + _LENGTH.size : end])
             at = end
             self.frame_received(frame)
-        if at:
-            del read[:at]
+        return at
+
+    def _send(self, *frame: Any) -> None:
+        chunks = _frame(frame, self._frame_bytes_max)
+        if len(chunks) == 1:
+            self.transport.write(chunks[0])
+        else:
+            self.transport.writelines(chunks)
 
     def frame_received(self, frame: tuple[Any, ...]) -> None:
         raise NotImplementedError
 
 
-class _ServerSide(_Framed):
-    def __init__(self, methods: Methods, connections: "set[_ServerSide]") -> None:
-        super().__init__()
+class ServerSide(_Framed):
+    """One connection at the server."""
+
+    def __init__(
+        self,
+        methods: Methods,
+        connections: "set[ServerSide]",
+        is_welcome: IsWelcome,
+        frame_bytes_max: int = _FRAME_BYTES_MAX,
+    ) -> None:
+        super().__init__(is_welcome, frame_bytes_max)
         self._methods = methods
         self._connections = connections
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_backed_up = False  # The other side does not take its answers.
+        self._is_reading = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let in, and say so, or hang up."""
         super().connection_made(transport)
-        user = _peer_user(transport.get_extra_info("socket"))
-        if user not in (None, os.getuid()):
-            log.warning("wire.stranger_refused", user=user)
-            self.transport.abort()
-            return
-        self._connections.add(self)
+        if not self.transport.is_closing():
+            self._connections.add(self)
+            self._send(0, "", _GREETING)
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Stop what was under way: nobody is there for the answer."""
         self._connections.discard(self)
         for task in self._tasks:
-            task.cancel()  # Nobody is there for the answer.
+            task.cancel()
+
+    def pause_writing(self) -> None:
+        """Read no more until the answers are taken."""
+        self._is_backed_up = True
+        self._regulate()
+
+    def resume_writing(self) -> None:
+        """Read again."""
+        self._is_backed_up = False
+        self._regulate()
 
     def frame_received(self, frame: tuple[Any, ...]) -> None:
+        """Carry out a call, now or in a task."""
         number, name, arguments = frame
         try:
             answer = self._methods[name](*arguments)
@@ -139,7 +196,8 @@ class _ServerSide(_Framed):
         if inspect.isawaitable(answer):
             task = asyncio.get_running_loop().create_task(self._answer(number, answer), name=name)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._answered)
+            self._regulate()
         else:
             self._reply(number, answer)
 
@@ -150,25 +208,42 @@ class _ServerSide(_Framed):
             value = error
         self._reply(number, value)
 
+    def _answered(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        self._regulate()
+
+    def _regulate(self) -> None:
+        is_reading = not self._is_backed_up and len(self._tasks) < _CALLS_MAX
+        if is_reading is not self._is_reading and not self.transport.is_closing():
+            self._is_reading = is_reading
+            if is_reading:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
     def _reply(self, number: int, value: Any) -> None:
         if self.transport.is_closing():
             return
+        try:
+            if not isinstance(value, Exception):
+                self._send(number, "", value)
+                return
+        except ResourceExhaustedError as error:
+            value = error
         if isinstance(value, NexusError):
-            self.transport.write(_frame((number, type(value).__name__, (value.message, value.details))))
-        elif isinstance(value, Exception):
-            log.error("wire.failed", error_type=type(value).__name__, exc_info=value)
-            self.transport.write(_frame((number, InternalError.__name__, ("failed; the log says why", {}))))
+            self._send(number, type(value).__name__, (value.message, value.details))
         else:
-            self.transport.write(_frame((number, "", value)))
+            log.error("wire.failed", error_type=type(value).__name__, exc_info=value)
+            self._send(number, InternalError.__name__, ("failed; the log says why", {}))
 
 
 class WireServer:
-    """Answers calls on one socket, by name, with functions or coroutine functions."""
+    """Answers calls on one Unix socket, by name, with functions or coroutine functions."""
 
     def __init__(self, path: Path, methods: Methods) -> None:
         self._path = path
         self._methods = methods
-        self._connections: set[_ServerSide] = set()
+        self._connections: set[ServerSide] = set()
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
@@ -177,7 +252,7 @@ class WireServer:
             self._path.unlink()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(
-            lambda: _ServerSide(self._methods, self._connections), str(self._path)
+            lambda: ServerSide(self._methods, self._connections, _is_same_user), str(self._path)
         )
         self._path.chmod(0o600)
 
@@ -192,12 +267,15 @@ class WireServer:
 
 
 class WireClient(_Framed):
-    """One connection to a `WireServer`; used from one event loop only."""
+    """One connection to a server that lets us in; used from one event loop only."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, is_welcome: IsWelcome = lambda _: True, frame_bytes_max: int = _FRAME_BYTES_MAX) -> None:
+        super().__init__(is_welcome, frame_bytes_max)
+        self._read_bytes_max = _GREETING_BYTES_MAX
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._writable = asyncio.Event()
+        self._writable.set()
         self.is_open = False
 
     @classmethod
@@ -205,22 +283,44 @@ class WireClient(_Framed):
         """Connect to the server at `path`.
 
         Raises:
-            UnavailableError: Nobody listens there.
+            UnavailableError: Nobody listens there, or we are not let in.
         """
         try:
             _, client = await asyncio.get_running_loop().create_unix_connection(cls, str(path))
         except OSError as error:
             raise UnavailableError(f"nobody listens at {path.name}", error_type=type(error).__name__) from None
-        client.is_open = True
+        await client.greeted()
         return client
 
+    async def greeted(self) -> None:
+        """Return as soon as the other side has let us in.
+
+        Raises:
+            UnavailableError: It has not, in time; we have hung up.
+        """
+        if self.is_open:
+            return
+        future = self._waiting[0] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(0 if self.transport.is_closing() else _GREETED_WITHIN_S):
+                await future
+        except (UnavailableError, TimeoutError):
+            raise UnavailableError("the other side does not let us in") from None
+        finally:
+            del self._waiting[0]
+            if not self.is_open:
+                self.transport.abort()
+
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method and return its answer.
+        """Call a method and return its answer; waits while the other side does not read.
 
         Raises:
             NexusError: What the other side raised.
+            ResourceExhaustedError: The call is too long for a frame, and was not sent.
             UnavailableError: The connection broke; it is not known whether the call was carried out.
         """
+        while not self._writable.is_set():
+            await self._writable.wait()
         if not self.is_open:
             raise UnavailableError("the connection is closed", is_lost=True)
         self._number += 1
@@ -228,7 +328,7 @@ class WireClient(_Framed):
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            self.transport.write(_frame((number, method, arguments)))
+            self._send(number, method, arguments)
             return await future
         finally:
             self._waiting.pop(number, None)
@@ -240,13 +340,25 @@ class WireClient(_Framed):
     def connection_lost(self, error: Exception | None) -> None:
         """Tell everybody who waits that nobody knows."""
         self.is_open = False
+        self._writable.set()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(UnavailableError("the connection broke before the answer came", is_lost=True))
 
+    def pause_writing(self) -> None:
+        """Have callers wait."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Let callers go on."""
+        self._writable.set()
+
     def frame_received(self, frame: tuple[Any, ...]) -> None:
         """Give an answer to whoever waits for it."""
         number, error, value = frame
+        if number == 0:
+            self.is_open = True
+            self._read_bytes_max = self._frame_bytes_max
         future = self._waiting.get(number)
         if future is None or future.done():
             return
@@ -255,6 +367,15 @@ class WireClient(_Framed):
             future.set_exception(error_classes().get(error, NexusError)(message, **details))
         else:
             future.set_result(value)
+
+
+def _is_same_user(transport: asyncio.Transport) -> bool:
+    user = _peer_user(transport.get_extra_info("socket"))
+    if user in (None, os.getuid()):
+        return True
+    metrics.count("nexus_strangers_refused_total", door="socket")
+    log.warning("wire.stranger_refused", user=user)
+    return False
 
 
 def _peer_user(connection: Any) -> int | None:

@@ -22,6 +22,7 @@ from nexus_ray.runtime.wire import WireClient, WireServer
 
 ORDER = TaskOrder("goal-1", "step-1", AgentId("reader", "a"), b'{"n":1}', {"traceparent": ""}, 12.5, True)
 LOOPS = [None, uvloop.new_event_loop]
+BIG = 300_000  # More than a socket's buffers and one read hold.
 
 
 def run(loop_factory: Any, law: Callable[[WireClient, WireServer], Any], path: Path, **methods: Any) -> None:
@@ -146,10 +147,8 @@ async def test_a_process_of_another_user_is_refused(path: Path, monkeypatch: pyt
     server = WireServer(path, {"ping": lambda: "pong"})
     await server.start()
 
-    client = await WireClient.connect(path)
-
-    with pytest.raises(UnavailableError):
-        await client.call("ping")
+    with pytest.raises(UnavailableError, match="does not let us in"):
+        await WireClient.connect(path)
     await server.close()
 
 
@@ -166,9 +165,83 @@ async def test_a_length_that_cannot_be_ours_ends_the_connection(path: Path) -> N
 
     writer.write(struct.pack(">I", 2**31))
 
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert b"nexus" in await asyncio.wait_for(reader.read(), 5), "the greeting, and the end"
     writer.close()
     await server.close()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_while_too_much_is_under_way_no_more_is_read_and_callers_wait(
+    loop: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_CALLS_MAX", 3)
+    begun = 0
+    gate = asyncio.Event()
+
+    async def waits(payload: bytes) -> int:
+        nonlocal begun
+        begun += 1
+        await gate.wait()
+        return len(payload)
+
+    async def law(client: WireClient, _: WireServer) -> None:
+        calls = [asyncio.ensure_future(client.call("waits", b"x" * BIG)) for _ in range(40)]
+        await settled(lambda: begun)
+        assert 3 <= begun < 10 and not any(call.done() for call in calls)
+        assert client.transport.get_write_buffer_size() < 3 * BIG, "what waits is with the callers"
+
+        gate.set()
+        assert await asyncio.gather(*calls) == [BIG] * 40
+
+    run(loop, law, path, waits=waits)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_of_a_caller_who_does_not_take_answers_no_more_is_read(loop: Any, path: Path) -> None:
+    answered = 0
+
+    def answer() -> bytes:
+        nonlocal answered
+        answered += 1
+        return b"x" * BIG
+
+    async def law(client: WireClient, _: WireServer) -> None:
+        client.transport.pause_reading()
+        calls = [asyncio.ensure_future(client.call("answer", b"y" * BIG)) for _ in range(40)]
+        await settled(lambda: answered)
+        assert 1 <= answered < 10
+
+        client.transport.resume_reading()
+        assert await asyncio.gather(*calls) == [b"x" * BIG] * 40
+
+    run(loop, law, path, answer=lambda _: answer())
+
+
+async def settled(what: Callable[[], int]) -> None:
+    """Return when something has not changed for a while; a bound on it is all that is asked of it afterwards."""
+    before, turns = -1, 0
+    while turns < 20 or before == 0:
+        turns = turns + 1 if what() == before else 0
+        before = what()
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("greeting", [b"", struct.pack(">I", 65) + b"x" * 65], ids=["none", "too long"])
+async def test_who_does_not_greet_is_not_listened_to(
+    path: Path, greeting: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_GREETED_WITHIN_S", 0.1)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, str(path))
+
+    with pytest.raises(UnavailableError, match="does not let us in"):
+        await WireClient.connect(path)
+    server.close()
 
 
 def test_sockets_and_their_folder_are_closed_to_others(path: Path) -> None:

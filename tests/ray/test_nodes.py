@@ -23,6 +23,10 @@ def test_a_node_that_joins_gets_hosts_and_what_was_on_one_that_is_lost_goes_on(t
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
     assert (seen["nodes"], seen["processes"]) == (2, 4)
+    assert seen["streams"] == [["127.0.0.1", True]] * 4, "loopback, as everything of this cluster"
+    assert seen["ways"]["stream"] > 0 and seen["ways"]["socket"] > 0
+    assert seen["walled"]["answers"] == 30, "Ray carries where no connection comes through"
+    assert 1 <= seen["walled"]["dialled"] <= 4, "dialled less and less often"
     assert seen["epochs"] == sorted(set(seen["epochs"]))
     assert seen["left"]
     assert seen["results"] == [[1] * 10 + [11] * 10] * 6

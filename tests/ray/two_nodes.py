@@ -3,12 +3,15 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from nexus_ray.config import load
+from nexus_ray.core.errors import UnavailableError
+from nexus_ray.observe import metrics
 from nexus_ray.runtime.local import set_environment, start_control_plane
 from nexus_ray.runtime.state import prepare_state, write_operator_token
 
@@ -46,6 +49,8 @@ async def story(cluster: Any, node: dict[str, Any], token: str) -> dict[str, Any
     client = DirectClient(token)
     await client.connect()
     counted = json.loads((await client.run("count", b"64", WITHIN_S)).result)
+    ways = await calls_by_way()
+    walled = await behind_a_wall(both.members[0])
     goals = [asyncio.ensure_future(client.run("count_then_sleep", b"3.0", WITHIN_S)) for _ in range(GOALS)]
     await asyncio.sleep(1.5)  # All of them are asleep by then; if not, more is lost with the node, which is as well.
     await asyncio.to_thread(cluster.remove_node, second, allow_graceful=False)
@@ -55,10 +60,42 @@ async def story(cluster: Any, node: dict[str, Any], token: str) -> dict[str, Any
     return {
         "nodes": len({member.node_id for member in both.members}),
         "processes": len({answer["process"] for answer in counted}),
+        "streams": [(member.stream.rpartition(":")[0], "CERTIFICATE" in member.certificate) for member in both.members],
+        "ways": ways,
+        "walled": walled,
         "epochs": [first.epoch, both.epoch, left.epoch],
         "left": sorted(member.host for member in left.members) == sorted(member.host for member in first.members),
         "results": [json.loads(outcome.result or b"null") for outcome in outcomes],
     }
+
+
+async def calls_by_way() -> dict[str, float]:
+    """Return how often processes called each other which way, as soon as a stream has been used."""
+    ends_at = time.monotonic() + WITHIN_S
+    while True:
+        found = re.findall(r'nexus_peer_calls_total{way="(\w+)"} (\S+)', metrics.exposition().decode())
+        ways = {way: float(count) for way, count in found}
+        if "stream" in ways or time.monotonic() > ends_at:
+            return ways
+        await asyncio.sleep(0.2)
+
+
+async def behind_a_wall(member: Any) -> dict[str, Any]:
+    """Ask a host for its status again and again where no connection comes through."""
+    from nexus_ray.runtime.peer import Peer
+
+    dialled = 0
+
+    async def wall() -> Any:
+        nonlocal dialled
+        dialled += 1
+        if dialled == 1:
+            await asyncio.sleep(0.5)  # The first packet is dropped rather than refused.
+        raise UnavailableError("a wall")
+
+    peer = Peer(member.host, wall)
+    answers = [await peer.call("status") for _ in range(30)]
+    return {"answers": len([answer for answer in answers if answer["host"] == member.host]), "dialled": dialled}
 
 
 async def members(count: int) -> Any:
