@@ -15,6 +15,7 @@ from starlette.responses import Response
 from nexus_ray.api import problems
 from nexus_ray.api.agents import agent_routes
 from nexus_ray.api.gate import Gate, caller
+from nexus_ray.api.hosts import host_routes
 from nexus_ray.api.limits import Edge
 from nexus_ray.api.openapi import answer, document, needs, refusals
 from nexus_ray.api.schemas import (
@@ -22,7 +23,6 @@ from nexus_ray.api.schemas import (
     ENTRY_EXAMPLE,
     EVENT_EXAMPLE,
     GOAL_EXAMPLE,
-    HOST_EXAMPLE,
     READY_EXAMPLE,
     TYPE_EXAMPLE,
     AcceptedAnswer,
@@ -30,7 +30,6 @@ from nexus_ray.api.schemas import (
     GoalsAnswer,
     GoalTypesAnswer,
     HealthAnswer,
-    HostsAnswer,
     JournalAnswer,
     ReadyAnswer,
     TraceAnswer,
@@ -90,6 +89,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings) -> FastAPI:
     _goal_routes(app, front, settings)
     _history_routes(app, front)
     agent_routes(app, front)
+    host_routes(app, front)
     _fleet_routes(app, front)
     _service_routes(app, front)
     return app
@@ -248,16 +248,6 @@ def _history_routes(app: FastAPI, front: FrontDoor) -> None:
 
 
 def _fleet_routes(app: FastAPI, front: FrontDoor) -> None:
-    @app.get(
-        "/v1/hosts",
-        tags=["fleet"],
-        openapi_extra=needs("host:read"),
-        responses={200: answer(HostsAnswer, "Hosts.", {"hosts": [HOST_EXAMPLE]}), **refusals(403)},
-    )
-    async def hosts(session: Caller) -> Response:
-        """Return the agent hosts and how busy each is."""
-        return _Json({"hosts": await front.hosts(session)})
-
     @app.get(
         "/v1/goal-types",
         tags=["fleet"],

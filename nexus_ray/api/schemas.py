@@ -131,22 +131,6 @@ class AgentsAnswer(_Answer):
     agents: list[AgentAnswer]
 
 
-class HostAnswer(BaseModel):
-    """An agent host: the membership that it knows, the goals that it runs, its active agents by type."""
-
-    host: str
-    node: str
-    epoch: int
-    goals: int
-    agents: dict[str, int]
-
-
-class HostsAnswer(_Answer):
-    """The agent hosts."""
-
-    hosts: list[HostAnswer]
-
-
 class GoalTypeAnswer(_Answer):
     """A goal type that can be submitted."""
 
@@ -221,7 +205,6 @@ EVENT_EXAMPLE = 'id: 7\r\nevent: claimed\r\ndata: {"seq":7,"at":1769860800.0,"ki
 AGENT_EXAMPLE = {
     "agent": "reader/numpy", "type": "reader", "key": "numpy", "host": "host-0", "running": 1, "waiting": 0,
 }  # fmt: skip
-HOST_EXAMPLE = {"host": "host-0", "node": "node-0", "epoch": 3, "goals": 1, "agents": {"reader": 40}}
 TYPE_EXAMPLE = {
     "type": "review", "summary": "Review packages.", "timeout_s": 3600.0,
     "payload_schema": {"type": "object"}, "result_schema": {},

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nexus_ray.cli import demo, doctor, env, fleet, goal, ledger, token
+from nexus_ray.cli import demo, doctor, env, fleet, goal, ledger, node, token
 from nexus_ray.cli.exits import Verbs
 from nexus_ray.cli.show import print_json
 
@@ -25,6 +25,7 @@ app.command()(env.env)
 app.command()(demo.demo)
 app.add_typer(goal.verbs, name="goal")
 app.add_typer(fleet.agent_verbs, name="agent")
+app.add_typer(node.verbs, name="node")
 app.add_typer(token.verbs, name="token")
 app.add_typer(ledger.verbs, name="ledger")
 app.command()(doctor.doctor)

@@ -70,3 +70,8 @@ def outcome_error(record: dict[str, Any]) -> NexusError:
         fallback = TaskFailedError if cls is None else cls
     facts = {name: failure[name] for name in _FAILURE_FACTS if name in failure}
     return fallback(str(failure.get("message") or f"the goal {status}"), goal=record.get("id"), status=status, **facts)
+
+
+def jsonable(payload: Any) -> Any:
+    """Return what JSON can say of a payload: a pydantic model becomes an object."""
+    return payload.model_dump(mode="json") if hasattr(payload, "model_dump") else payload

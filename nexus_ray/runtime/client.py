@@ -28,7 +28,7 @@ from nexus_ray.core.errors import (
     UnavailableError,
 )
 from nexus_ray.core.ids import new_id
-from nexus_ray.runtime.answers import outcome_error, problem
+from nexus_ray.runtime.answers import jsonable, outcome_error, problem
 from nexus_ray.runtime.fleet_file import is_running, read_fleet_file, read_token, state_folder
 
 _TRIES_MAX = 4
@@ -126,7 +126,7 @@ class Connection:
         Raises:
             NexusError: Refused, or not reachable; with the same key it is safe to try again.
         """
-        body: dict[str, Any] = {"type": type, "payload": _jsonable(payload)}
+        body: dict[str, Any] = {"type": type, "payload": jsonable(payload)}
         if timeout_s is not None:
             body["timeout_s"] = timeout_s
         headers = {"Idempotency-Key": idempotency_key or new_id("key")}
@@ -166,6 +166,10 @@ class Connection:
     def hosts(self) -> list[dict[str, Any]]:
         """Return the agent hosts, and how busy each is."""
         return list(self._json("GET", "/v1/hosts")["hosts"])
+
+    def drain(self, target: str, undo: bool = False) -> list[str]:
+        """Have a host, or all of a machine's, finish what they have and take no more; return the hosts."""
+        return list(self._json("DELETE" if undo else "POST", f"/v1/hosts/{quote(target, safe='')}/drain")["hosts"])
 
     def goal_types(self) -> list[dict[str, Any]]:
         """Return what can be submitted, with JSON schemas."""
@@ -382,6 +386,3 @@ def _path(goal_id: str) -> str:
 def _waiting(wait_s: float) -> httpx2.Timeout:
     return httpx2.Timeout(15.0 + wait_s, connect=5.0)
 
-
-def _jsonable(payload: Any) -> Any:
-    return payload.model_dump(mode="json") if hasattr(payload, "model_dump") else payload

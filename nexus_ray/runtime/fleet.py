@@ -15,7 +15,7 @@ from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.goals.goal import Goal, GoalRecord
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.directory_actor import DirectoryActor
-from nexus_ray.runtime.follow import follow_membership, watch_membership
+from nexus_ray.runtime.follow import drain_hosts, follow_membership, watch_membership
 from nexus_ray.runtime.ledger_actor import LedgerActor
 from nexus_ray.runtime.names import DIRECTORY, LEDGER, NAMESPACE
 from nexus_ray.runtime.peer import Peer, host_peer
@@ -78,6 +78,10 @@ class RayFleet:
     async def hosts(self) -> list[dict[str, Any]]:
         """Return the hosts that answer."""
         return list(await self._ask_all("status"))
+
+    async def drain(self, target: str, is_undone: bool) -> list[str]:
+        """See `Directory.drain`."""
+        return await drain_hosts(target, is_undone)
 
     def _tell(self, host: str, method: str, *arguments: Any) -> None:
         task = asyncio.get_running_loop().create_task(self._told(self._peers[host], method, *arguments))

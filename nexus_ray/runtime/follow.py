@@ -5,6 +5,7 @@ Law: pulled, not pushed. A directory that restarts is asked again by everybody, 
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import ray
 
@@ -26,10 +27,24 @@ async def watch_membership(epoch: int, wait_s: float = _WATCH_S) -> Membership:
     Raises:
         UnavailableError: The directory does not answer.
     """
+    membership: Membership = await _ask("watch", epoch, wait_s)
+    return membership
+
+
+async def drain_hosts(target: str, is_undone: bool) -> list[str]:
+    """See `Directory.drain`.
+
+    Raises:
+        UnavailableError: The directory does not answer.
+    """
+    return list(await _ask("drain", target, is_undone))
+
+
+async def _ask(method: str, *arguments: Any) -> Any:
     try:
-        directory = ray.get_actor(DIRECTORY, namespace=NAMESPACE)
-        membership: Membership = await directory.watch.remote(epoch, wait_s)
-        return membership
+        # In a thread: where Ray's head is away, looking up takes until it is back, and a host has work to do.
+        directory = await asyncio.to_thread(ray.get_actor, DIRECTORY, namespace=NAMESPACE)
+        return await getattr(directory, method).remote(*arguments)
     except asyncio.CancelledError:
         raise
     except Exception as error:

@@ -72,6 +72,10 @@ class Fleet(Protocol):
         """Return the hosts, and how busy each is."""
         ...
 
+    async def drain(self, target: str, is_undone: bool) -> list[str]:
+        """Have a host, or all of a machine's, take no more, or take their share again; return the hosts."""
+        ...
+
 
 def build_goal(
     request: SubmitRequest, session: Session, specs: Specs, settings: CoordinatorSettings, now: float, traceparent: str
@@ -288,6 +292,17 @@ class FrontDoor:
         """Return the hosts."""
         self._authorizer.authorize(session, "host:read")
         return await self._fleet.hosts()
+
+    async def drain(self, session: Session, target: str, *, is_undone: bool = False) -> list[str]:
+        """Drain a host, or all of a machine's, or undo that; return the hosts.
+
+        Raises:
+            NotFoundError: There is no such host or machine.
+            FailedPreconditionError: Nobody would be left.
+        """
+        self._authorizer.authorize(session, "host:drain", target)
+        with observe("host.drain", log=True, attributes={"nexus.target": target, "nexus.is_undone": is_undone}):
+            return await self._fleet.drain(target, is_undone)
 
     async def goal_types(self, session: Session) -> list[dict[str, Any]]:
         """Return what can be submitted, with JSON schemas."""

@@ -16,7 +16,7 @@ from nexus_ray.observe import metrics
 
 ACTIONS = (
     "goal:submit", "goal:read", "goal:cancel", "goal_type:read", "agent:read", "host:read", "metrics:read",
-    "trace:read",
+    "host:drain", "trace:read",
 )  # fmt: skip
 _FILE = "roles.toml"
 _DEFAULT = """\

@@ -169,7 +169,7 @@ async def test_a_route_needs_exactly_the_action_that_the_document_names(
     action = operation.get("x-nexus-action")
     door = doors(roles={"only": frozenset({action or "goal:read"}), "others": frozenset(set(ACTIONS) - {action})})
     body = {"json": {"type": "double", "payload": {"n": 1}}} if path == "/v1/goals" and method == "POST" else {}
-    url = path.replace("/v1/goals/{goal_id}", place).replace("{type}", "tally")
+    url = path.replace("/v1/goals/{goal_id}", place).replace("{host}", "host-0").replace("{type}", "tally")
 
     if path.endswith("/events"):  # So that the stream ends.
         async with first.client("operator") as client:

@@ -11,7 +11,7 @@ from nexus_ray.app import App
 from nexus_ray.config import Settings
 from nexus_ray.core.context import CallContext
 from nexus_ray.core.deadline import Deadline
-from nexus_ray.core.errors import NotFoundError, UnavailableError
+from nexus_ray.core.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, GoalRecord, Outcome
@@ -55,7 +55,10 @@ class InProcessFleet:
     async def drain(self, target: str, is_undone: bool = False) -> list[str]:
         if target not in self.hosts_by_name:
             raise NotFoundError(f"there is no host or node {target!r}")
-        self.drained = self.drained - {target} if is_undone else self.drained | {target}
+        drained = self.drained - {target} if is_undone else self.drained | {target}
+        if not self.hosts_by_name.keys() - drained:
+            raise FailedPreconditionError("no host would be left that takes goals")
+        self.drained = drained
         self.publish()
         return [target]
 
