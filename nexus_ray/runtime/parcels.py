@@ -85,6 +85,8 @@ class PostOffice:
         self._senders: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[int, tuple[str, TaskOrder, asyncio.Future[TaskResult]]] = {}
         self._running: dict[tuple[str, int], asyncio.Future[TaskResult]] = {}
+        # Hosts that wrote from a newer membership than this host knows, and its epoch: they are not known here yet.
+        self._newcomers: dict[str, int] = {}
         self._number = 0
 
     @property
@@ -106,14 +108,23 @@ class PostOffice:
             return
         self._placement = Placement(membership)
         self._members = {member.host: member for member in membership.members}
+        for host, epoch in list(self._newcomers.items()):
+            if host in self._members or epoch <= membership.epoch:
+                del self._newcomers[host]
         for number, (host, _, _) in list(self._asked.items()):
             if host not in self._members:
                 self._settle(number, UnavailableError(f"host {host} has left", host=host))
-        for host in [host for host in self._outgoing if host not in self._members]:
-            del self._outgoing[host]
+        for host in list(self._outgoing):
+            if self._has_left(host):
+                del self._outgoing[host]
+            elif self._outgoing[host] and host in self._members:
+                self._begin_to_send(host)
         for (origin, _), task in list(self._running.items()):
-            if origin not in self._members:
+            if self._has_left(origin):
                 task.cancel()
+
+    def _has_left(self, host: str) -> bool:
+        return host not in self._members and host not in self._newcomers
 
     def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
         """Have a task run where its agent is."""
@@ -143,6 +154,8 @@ class PostOffice:
     def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Take a parcel in from another host; `epoch` is the membership that the sender went by."""
         metrics.count("nexus_parcels_total", direction="in", result="success")
+        if origin not in self._members and epoch > self._placement.membership.epoch:
+            self._newcomers[origin] = max(epoch, self._newcomers.get(origin, 0))
         for item in items:
             match item:
                 case Request(number, order):
@@ -188,7 +201,7 @@ class PostOffice:
             self._post(origin, Reply(number, None, "unavailable", "the task broke off; the log says why"))
 
     def _post(self, host: str, item: Item) -> None:
-        if host not in self._members and self._placement.membership.epoch:
+        if self._has_left(host) and self._placement.membership.epoch:
             if isinstance(item, Request):
                 raise UnavailableError(f"host {host} has left", host=host)
             return
@@ -197,6 +210,10 @@ class PostOffice:
         if len(waiting) >= _WAITING_MAX and isinstance(item, Request):
             raise ResourceExhaustedError(f"too much waits for host {host}", retry_after_s=1.0)
         waiting.append(item)
+        if host not in self._newcomers:  # Those wait for the membership that says where they are.
+            self._begin_to_send(host)
+
+    def _begin_to_send(self, host: str) -> None:
         sender = self._senders.get(host)
         if sender is None or sender.done():
             self._senders[host] = asyncio.get_running_loop().create_task(self._send(host), name=f"parcels to {host}")

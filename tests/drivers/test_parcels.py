@@ -42,13 +42,13 @@ class Road:
 class Pair:
     """Two offices; every agent belongs `there`, every question comes from `here`."""
 
-    def __init__(self, host: Bench, road: Road) -> None:
+    def __init__(self, host: Bench, road: Road, knows_asker: bool) -> None:
         self.host, self.road = host, road
         self.here = PostOffice("host-here", host.runner, road)
         self.there = PostOffice("host-there", host.runner, road)
         road.offices = {"host-here": self.here, "host-there": self.there}
-        for office in road.offices.values():
-            office.set_membership(Membership(1, (HERE, THERE)))
+        self.here.set_membership(Membership(3, (HERE, THERE)))
+        self.there.set_membership(Membership(3, (HERE, THERE)) if knows_asker else Membership(1, (THERE,)))
 
     def ask(self, agent: str, payload: Any = None, **options: Any) -> "asyncio.Task[Any]":
         order: TaskOrder = self.host.order(agent, payload, **options)
@@ -76,9 +76,9 @@ class Work:
 
 
 @contextlib.asynccontextmanager
-async def pair(work: Work) -> AsyncIterator[Pair]:
+async def pair(work: Work, *, knows_asker: bool = True) -> AsyncIterator[Pair]:
     async with bench(work.app) as host:
-        both = Pair(host, Road())
+        both = Pair(host, Road(), knows_asker)
         try:
             yield both
         finally:
@@ -145,11 +145,11 @@ async def test_whoever_waits_for_a_host_that_has_left_is_told() -> None:
         asked = both.ask("gate/k")
         await until(lambda: work.running)
 
-        both.here.set_membership(Membership(2, (HERE, Member("host-new", "n", "n"))))
+        both.here.set_membership(Membership(5, (HERE, Member("host-new", "n", "n"))))
 
         with pytest.raises(UnavailableError, match="host-there has left"):
             await asked
-        both.here.set_membership(Membership(1, (HERE, THERE)))
+        both.here.set_membership(Membership(4, (HERE, THERE)))
         assert both.here.membership.epoch == 2, "an older membership changes nothing"
 
 
@@ -159,9 +159,38 @@ async def test_what_a_host_that_has_left_had_asked_for_is_stopped() -> None:
         asked = both.ask("gate/k")
         await until(lambda: work.running)
 
-        both.there.set_membership(Membership(2, (THERE,)))
+        both.there.set_membership(Membership(5, (THERE,)))
         await until(lambda: work.cancelled)
         asked.cancel()
+
+
+async def test_a_host_that_is_not_known_yet_gets_its_answer_when_it_is() -> None:
+    work = Work()
+    async with pair(work, knows_asker=False) as both:
+        quick, slow = both.ask("gate/a", "quick"), both.ask("gate/b")
+        await until(lambda: work.running == 2)
+        assert both.road.kinds("host-here") == []
+
+        both.there.set_membership(Membership(2, (THERE,)))
+        work.open.set()
+        both.there.set_membership(Membership(3, (HERE, THERE)))
+
+        assert (await quick).value == b'"quick"' and (await slow).failure is None
+        assert work.cancelled == 0
+
+
+async def test_a_host_that_left_before_it_was_known_has_its_tasks_stopped() -> None:
+    work = Work()
+    async with pair(work, knows_asker=False) as both:
+        asked = [both.ask("gate/a", "quick"), both.ask("gate/b")]
+        await until(lambda: work.running == 2)
+
+        both.there.set_membership(Membership(4, (THERE,)))
+
+        await until(lambda: work.cancelled == 1)
+        assert both.road.kinds("host-here") == []
+        for one in asked:
+            one.cancel()
 
 
 async def test_without_members_there_is_nobody_to_ask() -> None:
