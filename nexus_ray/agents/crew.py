@@ -1,7 +1,8 @@
 """A crew: runs many short coroutines with few asyncio tasks.
 
 Law: each coroutine runs within one task from beginning to end, and sees a clean context. One task runs one after the
-other for as long as none has to wait; the one that waits keeps its task, and another task takes up the rest.
+other for as long as none has to wait; the one that waits keeps its task, and another task takes up the rest. Which
+one is next goes by turns; see `turns`.
 
 Most agents answer without ever waiting. A task for each costs 15 µs, and a timer 3, which is half of what the rest of
 a short task takes; so a timer is set only for what waits, too.
@@ -9,9 +10,10 @@ a short task takes; so a timer is set only for what waits, too.
 
 import asyncio
 import contextvars
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any
+
+from nexus_ray.agents.turns import Turns
 
 _JOBS_A_TURN_MAX = 64  # Then everybody else on the loop has a turn: about 3 ms.
 
@@ -74,17 +76,17 @@ class Crew:
     """Runs coroutines; used from one event loop only."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Job] = deque()
+        self._waiting: Turns[Job] = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
         self.current: Job | None = None
         """The job whose coroutine runs at this moment; to be read before the coroutine first waits."""
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], seconds: float) -> Job:
-        """Run a coroutine; after `seconds` it is cut off, see `Job.has_expired`."""
+    def start(self, coroutine: Coroutine[Any, Any, Any], seconds: float, lane: str = "") -> Job:
+        """Run a coroutine; after `seconds` it is cut off, see `Job.has_expired`. Lanes take turns."""
         job = Job(coroutine, seconds)
-        self._waiting.append(job)
+        self._waiting.put(lane, job)
         if self._worker is None:
             self._call_worker()
         return job
@@ -92,7 +94,7 @@ class Crew:
     async def close(self) -> None:
         """Cancel everything."""
         while self._waiting:
-            self._waiting.popleft().cancel()
+            self._waiting.take().cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -112,7 +114,7 @@ class Crew:
         loop.call_soon(self._look, me)
         jobs = 0
         while self._worker is me and self._waiting:
-            job = self._waiting.popleft()
+            job = self._waiting.take()
             if job.done():
                 continue
             job.task = me

@@ -1,8 +1,11 @@
-"""A mailbox: lets a bounded number of tasks into an agent, in the order they came, and refuses above a limit."""
+"""A mailbox: lets a bounded number of tasks into an agent, each goal's in the order they came, and refuses above that.
+
+Law: goals take turns at an agent; see `turns`.
+"""
 
 import asyncio
-from collections import deque
 
+from nexus_ray.agents.turns import Turns
 from nexus_ray.core.errors import ResourceExhaustedError
 
 
@@ -14,8 +17,8 @@ class Mailbox:
     def __init__(self, concurrency: int, waiting_max: int) -> None:
         self._concurrency = concurrency
         self._waiting_max = waiting_max
-        # Made on first need: most agents never have a queue, and an empty deque takes 600 bytes.
-        self._waiting: deque[asyncio.Future[None]] | None = None
+        # Made on first need: most agents never have a queue, and an empty one takes memory.
+        self._waiting: Turns[asyncio.Future[None]] | None = None
         self.running = 0
 
     @property
@@ -35,8 +38,8 @@ class Mailbox:
         self.running += 1
         return True
 
-    async def enter(self) -> None:
-        """Wait for a turn; first come, first served.
+    async def enter(self, lane: str = "") -> None:
+        """Wait for a turn; first come, first served within a lane, and the lanes in turns.
 
         Raises:
             ResourceExhaustedError: `waiting_max` tasks wait already.
@@ -44,18 +47,18 @@ class Mailbox:
         if self.try_enter():
             return
         if self._waiting is None:
-            self._waiting = deque()
+            self._waiting = Turns()
         if len(self._waiting) >= self._waiting_max:
             raise ResourceExhaustedError("the agent's mailbox is full", waiting=len(self._waiting), retry_after_s=1.0)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.put(lane, turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.leave()  # The turn was given and is not taken: the next one has it.
-            elif turn in self._waiting:  # Not, where a turn was given back in the same moment and passed it over.
-                self._waiting.remove(turn)
+            else:  # It may be gone, where a turn was given back in the same moment and passed it over.
+                self._waiting.remove(lane, turn)
             raise
 
     def hold(self) -> None:
@@ -68,7 +71,7 @@ class Mailbox:
             self.running -= 1
             return
         while self._waiting:
-            turn = self._waiting.popleft()
+            turn = self._waiting.take()
             if not turn.done():
                 turn.set_result(None)
                 return

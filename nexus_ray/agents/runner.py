@@ -122,7 +122,7 @@ class AgentRunner:
             UnavailableError: Draining, or the record did not take effect; look the step up before asking again.
             ResourceExhaustedError: The mailbox or the host is full.
         """
-        return self._crew.start(self._run(order, is_local), order.deadline_at - self._clock.now())
+        return self._crew.start(self._run(order, is_local), order.deadline_at - self._clock.now(), order.goal_id)
 
     async def _run(self, order: TaskOrder, is_local: bool) -> TaskResult:
         job = self._crew.current
@@ -168,7 +168,7 @@ class AgentRunner:
     async def _enter(self, activation: Activation, order: TaskOrder, job: Job) -> bool:
         """Wait for a turn; False if the deadline passed before there was one."""
         try:
-            await activation.mailbox.enter()
+            await activation.mailbox.enter(order.goal_id)
         except asyncio.CancelledError:
             if not job.has_expired():
                 raise
