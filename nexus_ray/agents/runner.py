@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nexus_ray.agents.activation import Activation, Surroundings, task_failure
 from nexus_ray.agents.crew import Crew, Job
@@ -58,6 +58,9 @@ class RunnerSettings(BaseModel):
     """How often idle agents are looked for."""
     body_bytes_max: int = 4 * 1024 * 1024
     """Largest result of a task and largest state of an agent; a larger one belongs in a store."""
+    memory_bytes_max: int = Field(default=2 * 1024**3, ge=64 * 1024**2)
+    """Memory of a host's process above which the agents that were idle longest are passivated, ten of a hundred at a
+    time; the most that a pod of a thousand agents is meant to take."""
     stop_s_max: float = 10.0
     """How long an agent's `stop` may take; then it is given up, so that one that hangs holds up no other."""
 
@@ -300,6 +303,22 @@ class AgentRunner:
             is_old = now - activation.used_at >= activation.spec.options.idle_s
             if is_old or not idle_only or (keep is not None and not keep(agent)):
                 leaving.append((agent, activation))
+        return await self._let_go(leaving)
+
+    async def make_room(self, memory_bytes: int) -> int:
+        """Passivate the agents that were idle longest, where this process takes more memory than it may.
+
+        Returns how many. A part of them only: whether that was enough is seen at the next look.
+        """
+        if memory_bytes <= self._settings.memory_bytes_max:
+            return 0
+        idle = [(agent, one) for agent, one in self._active.items() if one.mailbox.is_idle]
+        idle.sort(key=lambda pair: pair[1].used_at)
+        leaving = idle[: max(1, len(self._active) // 10)]
+        log.warning("host.memory_short", memory_bytes=memory_bytes, agents=len(self._active), passivated=len(leaving))
+        return await self._let_go(leaving)
+
+    async def _let_go(self, leaving: "list[tuple[AgentId, Activation]]") -> int:
         for agent, activation in leaving:
             self._drop(agent, activation)
         await asyncio.gather(*(self._stop(agent, activation) for agent, activation in leaving))
@@ -322,10 +341,7 @@ class AgentRunner:
         """Stop every agent, whatever it is doing."""
         self._is_draining = True
         await self._crew.close()
-        leaving = list(self._active.items())
-        for agent, activation in leaving:
-            self._drop(agent, activation)
-        await asyncio.gather(*(self._stop(agent, activation) for agent, activation in leaving))
+        await self._let_go(list(self._active.items()))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _stop(self, agent: AgentId, activation: Activation) -> None:

@@ -9,6 +9,8 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import psutil
+
 from nexus_ray.agents.ports import Isolation
 from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.app import App
@@ -199,6 +201,7 @@ class HostProcess:
 
     async def _passivate(self) -> None:
         await self.runner.passivate(keep=self._belongs_here)
+        await self.runner.make_room(psutil.Process().memory_info().rss)
         self.runner.publish_counts(self._node)
         metrics.gauge("nexus_hosts", 1, node=self._node)
 

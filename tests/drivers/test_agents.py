@@ -16,6 +16,8 @@ from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.ledger_memory import MemoryLedger
 from tests.support.runners import bench, until
 
+MIB = 1024 * 1024
+
 
 @dataclasses.dataclass
 class Point:
@@ -384,6 +386,34 @@ async def test_a_full_mailbox_names_its_agent_and_says_when_to_come_back(app: ne
 
         assert "busy/k" in str(caught.value) and caught.value.details["retry_after_s"] > 0
         assert [result.value for result in await asyncio.gather(*waiting, host.ask("busy/other"))] == [b"1"] * 4
+
+
+async def test_memory_is_made_by_the_agents_that_were_idle_longest(app: nexus.App) -> None:
+    gate = asyncio.Event()
+    clock = ManualClock()
+
+    @app.agent
+    class Reader(nexus.Agent):
+        async def handle(self, payload: Any) -> int:
+            if payload:
+                await gate.wait()
+            return 1
+
+    async with bench(app, clock=clock, memory_bytes_max=64 * MIB) as host:
+        busy = asyncio.ensure_future(host.ask("reader/busy", True, timeout_s=600.0))
+        for number in range(39):
+            clock.advance(1.0)
+            await host.ask(f"reader/{number}")
+        assert await host.runner.make_room(64 * MIB) == 0
+        assert await host.runner.make_room(64 * MIB + 1) == 4
+        awake = {agent.key for agent, _, _ in host.runner.active(100)}
+        while await host.runner.make_room(65 * MIB):
+            pass
+        assert host.runner.counts() == {"reader": 1}  # The one at work stays, however little room there is.
+        gate.set()
+        await busy
+
+    assert awake == {"busy", *(str(number) for number in range(4, 39))}
 
 
 async def test_a_host_full_of_agents_refuses_another_and_takes_it_when_one_has_gone(app: nexus.App) -> None:
