@@ -63,7 +63,7 @@ class Activation:
             TaskFailedError: The agent raised, or returned what cannot be written; `details["error_type"]`.
             UnavailableError: The agent's process died or could not be had.
             InvalidArgumentError: The payload does not fit, or the state that is left is over the limit.
-            FencedError: An effect could not be recorded here: another host is to run the task.
+            FencedError: The state cannot be had, or an effect could not be recorded here: it is to be asked again.
         DataLossError: The stored state cannot be read: quarantined.
         """
         if self._agent is None and self._isolated is None:
@@ -109,7 +109,7 @@ class Activation:
     async def _wake(self) -> None:
         spec = self.spec
         if spec.state is not None:
-            stored = await self._around.recorder.load(self._id)
+            stored = await self._stored()
             self._body = read_state(spec, stored) if stored else b""
             self._version = stored.version if stored else 0
         if spec.options.isolation == "process":
@@ -128,6 +128,13 @@ class Activation:
         if spec.state is not None and not self._body:
             self._body = spec.state.encode(agent.state, "state")
         self._agent = agent
+
+    async def _stored(self) -> AgentState | None:
+        try:
+            return await self._around.recorder.load(self._id)
+        except UnavailableError as error:
+            # No failure of the agent's: it is asked again, here or elsewhere, and the ledger is back by then.
+            raise FencedError(f"the state of {self._id} cannot be had now: {error.message}") from None
 
     async def _call(self, order: TaskOrder, attempt: int, traceparent: str) -> bytes:
         spec = self.spec

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 import nexus_ray as nexus
 from nexus_ray.agents.task import AgentState
+from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import EntryKind, Step
 from nexus_ray.goals.ledger_memory import MemoryLedger
@@ -120,6 +121,30 @@ async def test_a_state_that_cannot_be_read_is_quarantined_and_nothing_else_stops
         state = await host.state("counter/k")
 
     assert state is not None and (state.version, state.schema, state.body) == (1, schema, body)
+
+
+class Absent(MemoryLedger):
+    """A ledger that cannot be read from until it is `back`."""
+
+    back = False
+
+    async def agent_state(self, agent: AgentId) -> AgentState | None:
+        if not self.back:
+            raise UnavailableError("the ledger is starting")
+        return await super().agent_state(agent)
+
+
+async def test_a_task_whose_agent_cannot_be_loaded_has_not_failed_and_may_be_asked_again(app: nexus.App) -> None:
+    counter(app)
+    ledger = Absent()
+    async with bench(app, ledger=ledger) as host:
+        with pytest.raises(UnavailableError):
+            await host.ask("counter/k", 1)
+        assert not any(entry.kind is EntryKind.STEP for entry in await ledger.journal("goal-1", 0, 10))
+
+        ledger.back = True
+
+        assert await host.value("counter/k", 1) == 1
 
 
 def test_a_new_version_without_an_upgrade_is_refused(app: nexus.App) -> None:
