@@ -7,6 +7,7 @@ other direction. Where delivery failed, or the other host is gone, what waited f
 import asyncio
 import contextlib
 import functools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,10 @@ log = get_logger("runtime.parcels")
 
 _ITEMS_MAX = 512  # Above this one parcel only makes the next one wait: the cost per item is flat from 32 on.
 _CARRY_AGAIN_S = 0.1
-_WAITING_MAX = 100_000  # Items for one host; at 1 KiB each 100 MB. More is refused.
+_BYTES_MAX = 8 * 1024 * 1024  # To a parcel, or one item; a stream of TLS is busy with it for 30 ms.
+_WAITING_MAX = 100_000  # Items for one host. More is refused.
+_WAITING_BYTES_MAX = 256 * 1024 * 1024  # As 100,000 items of 2.5 KiB each.
+_ITEM_BYTES = 256  # What an item has beside its payload: names, keys, trace.
 
 
 class Request(NamedTuple):
@@ -72,6 +76,49 @@ class Carrier(Protocol):
         ...
 
 
+class _Waiting:
+    """What waits for one host, in order."""
+
+    __slots__ = ("items", "size_bytes")
+
+    def __init__(self) -> None:
+        self.items: deque[Item] = deque()
+        self.size_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.items) >= _WAITING_MAX or self.size_bytes >= _WAITING_BYTES_MAX
+
+    def add(self, item: Item) -> None:
+        self.items.append(item)
+        self.size_bytes += _size_bytes(item)
+
+    def put_back(self, items: Sequence[Item]) -> None:
+        self.items.extendleft(reversed(items))
+        self.size_bytes += sum(map(_size_bytes, items))
+
+    def take_parcel(self) -> list[Item]:
+        """Take as much as goes into one parcel: an item is never cut, so one over the limit goes alone."""
+        parcel: list[Item] = []
+        taken_bytes = 0
+        while self.items and len(parcel) < _ITEMS_MAX:
+            size_bytes = _size_bytes(self.items[0])
+            if parcel and taken_bytes + size_bytes > _BYTES_MAX:
+                break
+            taken_bytes += size_bytes
+            parcel.append(self.items.popleft())
+        self.size_bytes -= taken_bytes
+        return parcel
+
+
+def _size_bytes(item: Item) -> int:
+    if isinstance(item, Request):
+        return _ITEM_BYTES + len(item.order.payload)
+    if isinstance(item, Reply) and item.result is not None:
+        return _ITEM_BYTES + len(item.result.value)
+    return _ITEM_BYTES
+
+
 class PostOffice:
     """Gets tasks to the hosts their agents belong to; used from one event loop only. Implements `Dispatcher`."""
 
@@ -81,7 +128,7 @@ class PostOffice:
         self._carrier = carrier
         self._placement = Placement(Membership(0, ()))
         self._members: dict[str, Member] = {}
-        self._outgoing: dict[str, list[Item]] = {}
+        self._outgoing: dict[str, _Waiting] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[int, tuple[str, TaskOrder, asyncio.Future[TaskResult]]] = {}
         self._running: dict[tuple[str, int], asyncio.Future[TaskResult]] = {}
@@ -117,7 +164,7 @@ class PostOffice:
         for host in list(self._outgoing):
             if self._has_left(host):
                 del self._outgoing[host]
-            elif self._outgoing[host] and host in self._members:
+            elif self._outgoing[host].items and host in self._members:
                 self._begin_to_send(host)
         for (origin, _), task in list(self._running.items()):
             if self._has_left(origin):
@@ -205,11 +252,13 @@ class PostOffice:
             if isinstance(item, Request):
                 raise UnavailableError(f"host {host} has left", host=host)
             return
-        waiting = self._outgoing.setdefault(host, [])
+        waiting = self._outgoing.get(host)
+        if waiting is None:
+            waiting = self._outgoing[host] = _Waiting()
         # A reply always has its place: there are no more of them than requests that were taken in.
-        if len(waiting) >= _WAITING_MAX and isinstance(item, Request):
+        if waiting.is_full and isinstance(item, Request):
             raise ResourceExhaustedError(f"too much waits for host {host}", retry_after_s=1.0)
-        waiting.append(item)
+        waiting.add(item)
         if host not in self._newcomers:  # Those wait for the membership that says where they are.
             self._begin_to_send(host)
 
@@ -221,9 +270,9 @@ class PostOffice:
     async def _send(self, host: str) -> None:
         # One turn of the loop lets everybody who is about to post to this host do so: that is the whole batching.
         await asyncio.sleep(0)
-        while waiting := self._outgoing.get(host):
+        while (waiting := self._outgoing.get(host)) is not None and waiting.items:
             member = self._members.get(host)
-            items, self._outgoing[host] = waiting[:_ITEMS_MAX], waiting[_ITEMS_MAX:]
+            items = waiting.take_parcel()
             metrics.record("nexus_parcel_items", len(items))
             try:
                 if member is None:
@@ -242,7 +291,10 @@ class PostOffice:
             if isinstance(item, Request):
                 self._settle(item.number, unknown)
         if host in self._members:
-            self._outgoing[host] = [*(item for item in items if not isinstance(item, Request)), *self._outgoing[host]]
+            kept = [item for item in items if not isinstance(item, Request)]
+            if not isinstance(error, UnavailableError):  # As it is it will never be taken.
+                kept = [Reply(item.number, None, error.code, error.message) for item in kept if isinstance(item, Reply)]
+            self._outgoing[host].put_back(kept)
             await asyncio.sleep(_CARRY_AGAIN_S)
 
     def _settle(self, number: int, answer: TaskResult | NexusError) -> None:

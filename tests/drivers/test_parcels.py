@@ -25,6 +25,7 @@ class Road:
         self.offices: dict[str, PostOffice] = {}
         self.carried: list[tuple[str, list[Item]]] = []
         self.is_broken = False
+        self.is_narrow = False  # No result gets through.
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -32,6 +33,8 @@ class Road:
         await self.gate.wait()
         if self.is_broken:
             raise UnavailableError("the road is broken")
+        if self.is_narrow and any(isinstance(item, Reply) and item.result for item in items):
+            raise ResourceExhaustedError("the parcel is too long")
         self.carried.append((member.host, list(items)))
         self.offices[member.host].deliver(origin, epoch, items)
 
@@ -105,6 +108,36 @@ async def test_a_parcel_holds_no_more_than_its_limit(monkeypatch: pytest.MonkeyP
         await asyncio.gather(*(both.ask(f"gate/{n}", "quick") for n in range(20)))
 
         assert [len(items) for items in both.road.kinds("host-there")] == [8, 8, 4]
+
+
+async def test_a_parcel_holds_no_more_bytes_than_its_limit_but_for_one_item_that_has_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parcels, "_BYTES_MAX", 3 * 1_256 + 100)
+    work = Work()
+    work.open.set()
+    async with pair(work) as both:
+        payloads = ["x" * 998] * 7 + ["y" * 10_000] + ["x" * 998] * 2  # Of 1,000 bytes as JSON, and 256 beside it.
+        results = await asyncio.gather(*(both.ask(f"gate/{n}", payload) for n, payload in enumerate(payloads)))
+
+        assert [len(items) for items in both.road.kinds("host-there")] == [3, 3, 1, 1, 2]
+        replies = [items for to, items in both.road.carried if to == "host-here"]
+        assert all(sum(map(parcels._size_bytes, items)) <= 3 * 1_256 + 100 or len(items) == 1 for items in replies)
+        assert [len(result.value) for result in results] == [len(payload) + 2 for payload in payloads]
+
+
+async def test_a_reply_that_cannot_be_carried_as_it_is_is_told_as_an_error() -> None:
+    work = Work()
+    async with pair(work) as both:
+        asked = both.ask("gate/k", "slow")
+        await until(lambda: work.running)
+        both.road.is_narrow = True
+        work.open.set()
+
+        with pytest.raises(ResourceExhaustedError, match="too long"):
+            await asked
+        both.road.is_narrow = False
+        assert (await both.ask("gate/k", "quick")).failure is None
 
 
 async def test_a_cancelled_question_cancels_its_task_over_there() -> None:
@@ -201,8 +234,9 @@ async def test_without_members_there_is_nobody_to_ask() -> None:
             await office.dispatch(host.order("gate/k"))
 
 
-async def test_too_much_waiting_for_a_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parcels, "_WAITING_MAX", 3)
+@pytest.mark.parametrize(("limit", "value"), [("_WAITING_MAX", 3), ("_WAITING_BYTES_MAX", 3 * 256)])
+async def test_too_much_waiting_for_a_host_is_refused(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcels, limit, value)
     work = Work()
     async with pair(work) as both:
         both.road.gate.clear()
