@@ -1,0 +1,102 @@
+"""`python -m benchmarks.chaos [--kills 1000] [--seed N] [--against raw-ray,langgraph] [--json PATH] [--write-readme]`.
+
+Ctrl-C ends the blows; what was accepted until then is accounted for all the same.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks import machine
+from benchmarks.chaos import report
+from benchmarks.chaos.fleet import fleet
+from benchmarks.chaos.schedule import Blow, schedule
+from benchmarks.chaos.torment import Result, torment
+from benchmarks.report import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+LATEST = ROOT / "benchmarks" / "results" / "chaos.json"
+README = ROOT / "benchmarks" / "README.md"
+PEERS = ("raw-ray", "langgraph")
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
+    console.print(f"seed {seed}: {options.kills} blows, one in {options.every:g} s on average")
+    blows = schedule(seed, options.kills, options.every)
+    about: dict[str, Any] = {"at": datetime.now(UTC).isoformat(timespec="seconds")}
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="nexus-chaos-") as temporary:
+        folder = Path(temporary)
+        about["machine"] = machine.facts(folder)
+        for name in ("nexus", *options.against):
+            results.append(_run(name, blows, seed, folder / name, console))
+            if not results[-1].is_whole:
+                break
+    for result in results:
+        console.print(report.recovery_table(result))
+        for line in report.complaints(result):
+            console.print(f"[red]{line}[/red]" if result.system == "Nexus" else line, highlight=False)
+    console.print(report.table(results))
+    _write(options, console, results, about)
+    return 0 if results[0].is_clean else 1
+
+
+def parse(arguments: list[str]) -> Any:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="how many processes are killed or paused")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two blows, on average")
+    parser.add_argument("--seed", type=int, help="the schedule and the load of an earlier run")
+    parser.add_argument("--against", type=_peers, default=[], metavar="NAMES", help=f"of {','.join(PEERS)}")
+    parser.add_argument("--json", type=Path, default=LATEST, help="where to write")
+    parser.add_argument("--write-readme", action="store_true", help="put the figures into benchmarks/README.md")
+    return parser.parse_args(arguments)
+
+
+def _peers(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if unknown := set(names) - set(PEERS):
+        raise argparse.ArgumentTypeError(f"not known: {', '.join(sorted(unknown))}")
+    return names
+
+
+def _run(name: str, blows: list[Blow], seed: int, folder: Path, console: Console) -> Result:
+    folder.mkdir(mode=0o700)
+    columns = (TextColumn("{task.fields[system]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[goals]} goals · {task.description}"))  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("starting", total=len(blows), system=name, goals=0)
+
+        def tell(what: str, count: int, goals: int) -> None:
+            progress.update(bar, description=what, completed=count, goals=goals)
+
+        return _SYSTEMS[name](blows, seed, folder, tell)
+
+
+def _nexus(blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
+    traces = folder / "traces"
+    traces.mkdir(mode=0o700)
+    with fleet(folder / "state", lambda line: tell(line, 0, 0)) as (root, connection):
+        return torment(connection, root, blows, traces, seed=seed, tell=tell)
+
+
+_SYSTEMS: dict[str, Callable[[list[Blow], int, Path, Any], Result]] = {"nexus": _nexus}
+
+
+def _write(options: Any, console: Console, results: list[Result], about: dict[str, Any]) -> None:
+    write_json(options.json, report.document(results, about))
+    console.print(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
