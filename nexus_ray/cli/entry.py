@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nexus_ray.cli import demo, doctor, env, fleet, goal, ledger, node, token
+from nexus_ray.cli import demo, doctor, env, fleet, goal, ledger, node, questions, safekeeping, token
 from nexus_ray.cli.exits import Verbs
 from nexus_ray.cli.show import print_json
 
@@ -23,6 +23,10 @@ app.command()(fleet.down)
 app.command()(fleet.status)
 app.command()(env.env)
 app.command()(demo.demo)
+goal.verbs.command()(questions.questions)
+goal.verbs.command()(questions.answer)
+for verb in (safekeeping.verify, safekeeping.backup, safekeeping.restore, safekeeping.export):
+    ledger.verbs.command()(verb)
 app.add_typer(goal.verbs, name="goal")
 app.add_typer(fleet.agent_verbs, name="agent")
 app.add_typer(node.verbs, name="node")

@@ -12,14 +12,14 @@ from nexus_ray.cli.show import plain, print_json, print_rich, say, table
 if TYPE_CHECKING:
     from nexus_ray.goals.ledger_status import LedgerStatus
 
-verbs = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at the ledger, and prepare a PostgreSQL one.")
+verbs = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at the ledger and keep it safe.")
 _CONFIG = typer.Option(help="Settings file, TOML.")
 _JSON = typer.Option("--json", help="Print JSON for scripts.")
 
 
 @verbs.callback()
 def _group() -> None:
-    """Look at the ledger, and prepare a PostgreSQL one."""
+    """Look at the ledger and keep it safe."""
 
 
 @verbs.command()

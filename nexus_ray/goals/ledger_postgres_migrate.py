@@ -61,7 +61,7 @@ def postgres_status(settings: LedgerSettings) -> LedgerStatus:
     """
     parts = urlsplit(settings.url)
     place = f"postgresql://{parts.netloc}{parts.path}"  # The rest is how to get there.
-    with _translated(settings) as connection:
+    with opened(settings) as connection:
 
         def scalar(text: str) -> Any:
             row = connection.execute(text).fetchone()
@@ -98,7 +98,8 @@ def _connect(settings: LedgerSettings) -> psycopg.Connection[tuple[Any, ...]]:
 
 
 @contextmanager
-def _translated(settings: LedgerSettings) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+def opened(settings: LedgerSettings) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """Connect for as long as the block lasts, with no bound to how long a statement takes."""
     try:
         connection = _connect(settings)
     except psycopg.Error as error:
