@@ -1,81 +1,142 @@
-"""Fan-out of 32 over stateful agents, 256 bytes each: Nexus with everything on against raw Ray, round by round.
+"""Fan-out of 32 over stateful agents, 256 bytes each: Nexus with everything on against raw Ray, and against peers.
 
-Both run on one Ray cluster, in turn, so the pair of a round shares the machine's mood, and the ratio is of pairs. An
-actor of Ray's that only waits is not free: 32 of them take about a fifth of a core. So raw Ray's processes are stopped
-(SIGSTOP) while somebody else runs. Nexus's own, of which there are four, are not: a host that does not answer is
-replaced.
+Nexus and raw Ray run on one Ray cluster; a peer runs in processes of its own. An actor of Ray's that only waits is not
+free: 32 of them take about a fifth of a core. So raw Ray's processes, and all of a peer's, are stopped (SIGSTOP) while
+somebody else runs. Nexus's own and Ray's are not, because a host that does not answer is replaced: what they take from
+the peers meanwhile is measured and told.
 """
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from benchmarks import raw
-from benchmarks.cluster import TASKS, TEXT, check, direct, fleet, measure, say, work
-from benchmarks.sampling import Round, Row, Target, pair_ratios, summarise
+import psutil
+
+from benchmarks import contender, raw
+from benchmarks.cluster import check, direct, fleet, say, work
+from benchmarks.contender import (
+    GROUPED,
+    LEDGERED,
+    NEXUS,
+    ONE_EACH,
+    OURS,
+    Contender,
+    NotRunError,
+    Peer,
+    started,
+)
+from benchmarks.contenders.protocol import Order
+from benchmarks.job import TASKS, TEXT
+from benchmarks.race import Heat, Runner, race, rows, tail
+from benchmarks.sampling import Note, Round, Row, closed_loop, summarise
 
 SECTION = "against-ray"
 CONCURRENCIES = (1, 8, 64)
 
-NEXUS = "Nexus"
-LEDGERED = "Nexus, agent state durable too"
-ONE_EACH = "raw Ray, one actor per agent"
-GROUPED = "raw Ray, one grouped call to one host"
+TARGETS = {
+    (ONE_EACH, 8): 60.0, (GROUPED, 8): 2.5, (contender.LANGGRAPH_SQLITE.name, 8): 100.0, (contender.DBOS.name, 8): 25.0,
+}  # fmt: skip
+_TAIL_MAX = 5.0
+_PAUSE_S = 0.2  # Before a round, for what the round before left behind.
 
-_AT_LEAST = {(ONE_EACH, 8): 20.0, (GROUPED, 8): 2.5}  # The first is the issue's, the second the design's.
-
-_TAKES_PART = {ONE_EACH: "CounterActor", GROUPED: "HostActor"}
-
-One = Callable[[int], Awaitable[None]]
+Found = list[Row | Note]
 
 
-def run(folder: Path, is_quick: bool) -> list[Row]:
+def run(folder: Path, is_quick: bool) -> Found:
+    return side_by_side(SECTION, folder, is_quick, ())
+
+
+def heats(is_quick: bool) -> list[Heat]:
+    # With 64 goals under way some take 8 s for a round, whatever its length: three of those must do.
+    return [Heat(concurrency, 2 if is_quick else 3 if concurrency > 8 else 5, 0.4 if is_quick else 1.0)
+            for concurrency in (CONCURRENCIES[:2] if is_quick else CONCURRENCIES)]  # fmt: skip
+
+
+def side_by_side(section: str, folder: Path, is_quick: bool, peers: Sequence[Peer]) -> Found:
+    """Measure Nexus, raw Ray and these peers."""
     with fleet(folder) as up:
         say(f"starting {TASKS} actors for raw Ray")
         actors, host = raw.spawn_counters(TASKS), raw.spawn_host()
-        return asyncio.run(_measure(up.token, actors, host, is_quick))
+        return asyncio.run(_measure(section, folder, up.token, actors, host, peers, is_quick))
 
 
-async def _measure(token: str, actors: list[object], host: object, is_quick: bool) -> list[Row]:
-    rounds, seconds = (2, 0.4) if is_quick else (5, 1.0)
-    seen: dict[tuple[str, int], list[Round]] = {}
-    async with direct(token) as submit:
+async def _measure(
+    section: str, folder: Path, token: str, actors: list[object], host: object, peers: Sequence[Peer], is_quick: bool
+) -> Found:
+    found: Found = []
+    async with contextlib.AsyncExitStack() as stack:
+        with raw.stopped():
+            up = await _start(section, folder, peers, found, stack)
+        submit = await stack.enter_async_context(direct(token))
+        standing_by: list[float] = []
+        theirs = [Runner(one.peer.name, functools.partial(_round_of_peer, one, up, standing_by)) for one in up]
 
         async def nexus(type_name: str, _: int) -> None:
             check(await submit(type_name, work()), TASKS)
 
-        contenders: dict[str, One] = {
-            NEXUS: functools.partial(nexus, "fan_out"),
-            ONE_EACH: lambda _: raw.fan_out(actors, TEXT),
-            LEDGERED: functools.partial(nexus, "fan_out_ledgered"),
-            GROUPED: lambda _: raw.fan_out_grouped(host, TASKS, TEXT),
-        }
-        for name, one in contenders.items():
-            await measure(f"warm-up, {name}", one, 4, 0.5)
-        for concurrency in CONCURRENCIES:
-            for _ in range(rounds):
-                for name, one in contenders.items():
-                    with raw.stopped(except_for=_TAKES_PART.get(name, "")):
-                        found = await measure(name, one, concurrency, seconds)
-                    seen.setdefault((name, concurrency), []).append(found)
-    return rows(seen)
+        def on_ray(name: str, one: Callable[[int], Awaitable[None]], actor: str = "") -> Runner:
+            return Runner(name, functools.partial(_round_on_ray, one, actor, up))
+
+        runners = [
+            on_ray(NEXUS, functools.partial(nexus, "fan_out")),
+            on_ray(ONE_EACH, lambda _: raw.fan_out(actors, TEXT), raw.CounterActor.__name__),
+            on_ray(LEDGERED, functools.partial(nexus, "fan_out_ledgered")),
+            on_ray(GROUPED, lambda _: raw.fan_out_grouped(host, TASKS, TEXT), raw.HostActor.__name__),
+            *theirs,
+        ]
+        seen, notes = await race(section, runners, heats(is_quick))
+    found += [*rows(section, seen, NEXUS, OURS, TARGETS), tail(section, seen, NEXUS, 8, _TAIL_MAX), *notes]
+    if standing_by:
+        found.append(Row(section, "Nexus and Ray, while a peer is measured", "cores", summarise(standing_by)))
+    return found
 
 
-def rows(seen: dict[tuple[str, int], list[Round]]) -> list[Row]:
-    """Rates, then latencies, then ratios."""
-    made = []
-    for (name, concurrency), rounds in seen.items():
-        summary = summarise([one.rate for one in rounds])
-        made.append(Row(SECTION, f"{name}, concurrency {concurrency}", "goals/s", summary))
-    for (name, concurrency), rounds in seen.items():
-        summary = summarise([latency * 1e3 for one in rounds for latency in one.latencies_s])
-        made.append(Row(SECTION, f"{name}, concurrency {concurrency}, latency", "ms", summary))
-    for (name, concurrency), rounds in seen.items():
-        if name not in (ONE_EACH, GROUPED):
-            continue
-        ratios = pair_ratios([one.rate for one in seen[NEXUS, concurrency]], [one.rate for one in rounds])
-        at_least = _AT_LEAST.get((name, concurrency))
-        target = None if at_least is None else Target("at_least", at_least)
-        made.append(Row(SECTION, f"Nexus over {name}, concurrency {concurrency}", "x", summarise(ratios), target))
-    return made
+async def _start(
+    section: str, folder: Path, peers: Sequence[Peer], found: Found, stack: contextlib.AsyncExitStack
+) -> list[Contender]:
+    up = []
+    for number, peer in enumerate(peers):
+        try:
+            one = await stack.enter_async_context(started(peer, folder / "peers" / str(number)))
+        except NotRunError as error:
+            say(f"{peer.name}: not run: {error}")
+            found.append(Note(section, f"{peer.name}: not run: {error}"))
+        else:
+            say(f"{peer.name} {one.version} is up")
+            found.append(Note(section, f"{peer.name}: {peer.module} {one.version}"))
+            up.append(one)
+    return up
+
+
+async def _round_on_ray(
+    one: Callable[[int], Awaitable[None]], actor: str, peers: Sequence[Contender], concurrency: int, seconds: float
+) -> Round:
+    with raw.stopped(except_for=actor):
+        await asyncio.sleep(_PAUSE_S)
+        ours = _ours(peers)
+        before = contender.cpu_s(ours)
+        found = await closed_loop(one, concurrency, seconds)
+        found.cpu_s = contender.cpu_s(ours) - before
+    return found
+
+
+async def _round_of_peer(
+    one: Contender, peers: Sequence[Contender], standing_by: list[float], concurrency: int, seconds: float
+) -> Round:
+    with raw.stopped():
+        await asyncio.sleep(_PAUSE_S)
+        idle = _ours(peers)[1:]  # Without this process, which only counts meanwhile.
+        before, began = contender.cpu_s(idle), time.perf_counter()
+        found = await one.measure(Order(concurrency, seconds, TASKS))
+        standing_by.append((contender.cpu_s(idle) - before) / (time.perf_counter() - began))
+    return found
+
+
+def _ours(peers: Sequence[Contender]) -> list[psutil.Process]:
+    """Return this process and all that it started, Ray's and Nexus's, without the peers."""
+    theirs = {process.pid for one in peers for process in one.processes()}
+    me = psutil.Process()
+    return [process for process in (me, *me.children(recursive=True)) if process.pid not in theirs]

@@ -1,75 +1,142 @@
-"""What agents cost that are only there: the time to activate them, and the memory of each; Ray actors beside them."""
+"""Agents that are only there: from 10 to 100,000 of them, the memory of each, the time to activate them, and the goals
+per second that ask some of them; Ray actors beside them.
+"""
 
 import asyncio
+import random
 import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psutil
 
 from benchmarks import raw
-from benchmarks.cluster import check, direct, fleet, host_processes, say
+from benchmarks.cluster import check, direct, fleet, host_processes, measure, say
+from benchmarks.contender import NEXUS
+from benchmarks.job import TASKS
 from benchmarks.sampling import Row, Target, summarise
 
 SECTION = "agents"
+SIZES = (10, 100, 1_000, 10_000, 100_000)
 _KIB = 1024
 _MIB = 1024 * 1024
 _BATCH = 250  # Agents woken at a time where memory is measured: what is under way must not look like what stays.
+_MEASURABLE = 1_000  # Memory of fewer agents is lost in what else a process does.
+_CONCURRENCY = 8
 _SETTLE_S = 1.0
-_IDLE_KIB_MAX = 8.0
+_PASSIVATED_S_MAX = 30.0
+_SEED = 7
+_IDLE_KIB_MAX = 4.0
 _ACTIVATE_1000_S_MAX = 0.5
+
+Submit = Callable[[str, bytes], Awaitable[Any]]
 
 
 def run(folder: Path, is_quick: bool) -> list[Row]:
     with fleet(folder) as up:
-        hosts = list(host_processes().values())
-        made = asyncio.run(_agents(up.token, hosts, is_quick))
+        hosts = host_processes()
+        made = asyncio.run(_agents(up.token, list(hosts.values()), is_quick))
         return made + _actors(10 if is_quick else 50)
 
 
 async def _agents(token: str, hosts: list[psutil.Process], is_quick: bool) -> list[Row]:
-    large = 2_000 if is_quick else 10_000
+    sizes = SIZES[:-1] if is_quick else SIZES
     async with direct(token) as submit:
-        asked = 0
-
-        async def wake(count: int) -> float:
-            nonlocal asked
-            payload = orjson.dumps({"first": asked, "count": count})
-            asked += count
-            started = time.perf_counter()
-            check(await submit("wake", payload), count)
-            return time.perf_counter() - started
-
-        async def wake_in_batches(count: int) -> None:
-            for _ in range(count // _BATCH):
-                await wake(_BATCH)
+        # Code paths, caches and heaps of a batch are there before anything counts; these agents are not kept.
+        await _passing(submit, hosts, 4 * _BATCH)
+        crowd, before = _Crowd(submit), uss_bytes(hosts)
+        made = [Row(SECTION, "hosts without agents, all", "MiB", summarise([before / _MIB]))]
+        bytes_at: dict[int, int] = {}
+        for size in sizes:
+            await crowd.grow(size - crowd.size)
             await asyncio.sleep(_SETTLE_S)
+            bytes_at[size] = uss_bytes(hosts)
+            made += _memory(size, bytes_at[size] - before)
+            made += await crowd.goals(size, 0.3 if is_quick else 1.0)
+        # The first ones fill what was free in the heap, and may even seem to cost nothing; those after them cannot.
+        last, other = sizes[-1], sizes[-2]
+        each = summarise([(bytes_at[last] - bytes_at[other]) / (last - other) / _KIB])
+        made.append(Row(SECTION, f"each of the last {last - other:,}", "KiB", each, Target("at_most", _IDLE_KIB_MAX)))
+        made.append(Row(SECTION, "agents active at once", "agents", summarise([await active("Counter")])))
+        made += await crowd.activations(2 if is_quick else 7)
+        made += await _passing(submit, hosts, 2_000 if is_quick else 10_000)
+    return made
 
-        await wake_in_batches(4 * _BATCH)  # Code paths, caches and heaps of a batch are there before anything counts.
-        before = uss_bytes(hosts)
-        await wake_in_batches(1_000)
-        after_1000 = uss_bytes(hosts)
-        await wake_in_batches(large - 1_000)
-        after_all = uss_bytes(hosts)
-        more = 3 * large
-        await wake_in_batches(more)
-        after_more = uss_bytes(hosts)
-        say(f"memory of {large:,} agents: {(after_all - before) / large / _KIB:.2f} KiB each")
-        seconds_1000 = [await wake(1_000) for _ in range(2 if is_quick else 7)]
-        seconds_all = [await wake(large) for _ in range(1 if is_quick else 3)]
+
+class _Crowd:
+    """Agents that were asked at least once, and the goals that ask them."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._random = random.Random(_SEED)
+        self.size = 0
+
+    async def wake(self, count: int, type_name: str = "wake") -> float:
+        """Activate agents in one goal; return the seconds."""
+        payload = orjson.dumps({"first": self.size, "count": count})
+        self.size += count
+        started = time.perf_counter()
+        check(await self._submit(type_name, payload), count)
+        return time.perf_counter() - started
+
+    async def grow(self, count: int, type_name: str = "wake") -> None:
+        """Activate agents, a few at a time."""
+        while count > 0:
+            await self.wake(min(count, _BATCH), type_name)
+            count -= _BATCH
+
+    async def goals(self, size: int, seconds: float) -> list[Row]:
+        """Ask 32 in a row, from anywhere in the crowd."""
+
+        async def one(_: int) -> None:
+            payload = {"first": self._random.randrange(size), "count": TASKS, "of": size}
+            check(await self._submit("wake", orjson.dumps(payload)), TASKS)
+
+        await measure(f"warm-up, {size:,} agents", one, _CONCURRENCY, 0.3)
+        rounds = [await measure(f"{size:,} agents", one, _CONCURRENCY, seconds) for _ in range(3)]
+        rates = summarise([found.rate for found in rounds])
+        return [Row(SECTION, f"{size:,} agents, 32 asked in a goal", "goals/s", rates, series=NEXUS, at=size)]
+
+    async def activations(self, times: int) -> list[Row]:
+        seconds = summarise([await self.wake(1_000) for _ in range(times)])
+        target = Target("at_most", _ACTIVATE_1000_S_MAX)
+        return [Row(SECTION, "1,000 agents activated", "s", seconds, target)]
+
+
+def _memory(size: int, more_bytes: int) -> list[Row]:
+    if size < _MEASURABLE:
+        return []
+    each = summarise([more_bytes / size / _KIB])
     target = Target("at_most", _IDLE_KIB_MAX)
-    per_1000 = summarise([(after_1000 - before) / 1_000 / _KIB])
-    per_all = summarise([(after_all - before) / large / _KIB])
-    # The first ones fill what was free in the heap, and may even seem to cost nothing; those after them cannot.
-    each_more = summarise([(after_more - after_all) / more / _KIB])
+    say(f"memory of {size:,} agents: {each.median:.2f} KiB each")
+    return [Row(SECTION, f"{size:,} agents idle, each", "KiB", each, target, series=NEXUS, at=size)]
+
+
+async def _passing(submit: Submit, hosts: list[psutil.Process], count: int) -> list[Row]:
+    """Agents that were asked and passivated: on record, and nowhere else."""
+    crowd, before = _Crowd(submit), uss_bytes(hosts)
+    await crowd.grow(count, "wake_passing")
+    ends_at = time.monotonic() + _PASSIVATED_S_MAX
+    while (left := await active("Passing")) > 0 and time.monotonic() < ends_at:
+        await asyncio.sleep(0.5)
+    each = summarise([(uss_bytes(hosts) - before) / count / _KIB])
     return [
-        Row(SECTION, "1,000 agents idle, each", "KiB", per_1000, target),
-        Row(SECTION, f"{large:,} agents idle, each", "KiB", per_all, target),
-        Row(SECTION, f"each of {more:,} more", "KiB", each_more, target),
-        Row(SECTION, "hosts without agents, all", "MiB", summarise([before / _MIB])),
-        Row(SECTION, "1,000 agents activated", "s", summarise(seconds_1000), Target("at_most", _ACTIVATE_1000_S_MAX)),
-        Row(SECTION, f"{large:,} agents activated", "s", summarise(seconds_all)),
+        Row(SECTION, f"{count:,} agents passivated, each", "KiB", each),
+        Row(SECTION, f"active of {count:,} passivated", "agents", summarise([left]), Target("at_most", 0)),
     ]
+
+
+async def active(name: str) -> int:
+    """Return how many agents of a type are active, on all hosts."""
+    from nexus_ray.runtime.fleet import RayFleet
+
+    counts: Counter[str] = Counter()
+    for host in await RayFleet().hosts():
+        counts.update({agent_type.lower(): count for agent_type, count in host["agents"].items()})
+    return counts[name.lower()]
 
 
 def _actors(count: int) -> list[Row]:

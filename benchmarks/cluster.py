@@ -16,13 +16,12 @@ from pathlib import Path
 import orjson
 import psutil
 
+from benchmarks.job import TASKS, TEXT
 from benchmarks.sampling import Round, closed_loop
 from nexus_ray.config import Settings, load
 from nexus_ray.goals.goal import GoalStatus, Outcome
 
 APP = "benchmarks.fleet:app"
-TASKS = 32
-TEXT = "x" * 245  # As JSON, {"text": "…"}, 256 bytes.
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,15 @@ class Work(BaseModel):
 
 
 class Crowd(BaseModel):
-    """Agents `first` to `first + count - 1`."""
+    """Agents `first` to `first + count - 1`; where the crowd is smaller, from its beginning again."""
 
     first: int
     count: int
+    of: int = 1_000_000_000
+
+    @property
+    def names(self) -> list[str]:
+        return [f"crowd-{number % self.of}" for number in range(self.first, self.first + self.count)]
 
 
 @app.agent
@@ -50,6 +55,18 @@ class Ledgered(nexus.Agent):
         return self.state
 
 
+@app.agent(idle_s=1.0)
+class Passing(nexus.Agent):
+    """Passivated as soon as anybody looks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def handle(self, payload: Parcel) -> Count:
+        self.count += 1
+        return Count(count=self.count)
+
+
 @app.goal
 async def fan_out(work: Work, team: nexus.Team) -> int:
     answers = await team.fan_out(Counter, [Parcel(text=work.text)] * work.tasks)
@@ -64,10 +81,19 @@ async def fan_out_ledgered(work: Work, team: nexus.Team) -> int:
 
 @app.goal
 async def wake(crowd: Crowd, team: nexus.Team) -> int:
-    """Activate agents that were never asked before, each by one task."""
-    names = [str(number) for number in range(crowd.first, crowd.first + crowd.count)]
-    return sum(answer.count == 1 for answer in await team.fan_out(Counter, [Parcel(text=n) for n in names], key=_text))
+    """Ask agents of a crowd: those that were never asked before are activated by it."""
+    return sum(answer.count > 0 for answer in await team.fan_out(Counter, _parcels(crowd), key=_text))
+
+
+@app.goal
+async def wake_passing(crowd: Crowd, team: nexus.Team) -> int:
+    """Ask agents that are not kept."""
+    return sum(answer.count > 0 for answer in await team.fan_out(Passing, _parcels(crowd), key=_text))
+
+
+def _parcels(crowd: Crowd) -> list[Parcel]:
+    return [Parcel(text=name) for name in crowd.names]
 
 
 def _text(payload: Parcel) -> str:
-    return f"crowd-{payload.text}"
+    return payload.text

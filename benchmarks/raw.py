@@ -38,7 +38,7 @@ class HostActor:
 
 
 @contextlib.contextmanager
-def stopped(except_for: str) -> Iterator[None]:
+def stopped(except_for: str = "") -> Iterator[None]:
     """Stop the processes of raw Ray's actors, but for those of one class; let them go on afterwards."""
     kinds = {CounterActor.__name__, HostActor.__name__} - {except_for}
     found = [one for one in psutil.Process().children(recursive=True) if any(kind in _title(one) for kind in kinds)]

@@ -2,17 +2,20 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+from benchmarks.contender import DURABLE, NEXUS
 from benchmarks.sampling import Row
 
 BEGIN = "<!-- measured: begin; written by `python -m benchmarks.run --write-readme` -->"
 END = "<!-- measured: end -->"
 _SENSES = {"at_least": "≥", "at_most": "≤"}
+_MATRIX_AT = 8  # Goals under way, where one concurrency must stand for all.
 _HEADINGS = ("what", "unit", "median", "p99", "min", "max", "n", "to reach")
 
 
@@ -35,14 +38,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def table(section: str, rows: Iterable[Row]) -> Table:
-    made = Table(title=section, title_justify="left")
-    for heading in _HEADINGS:
-        made.add_column(heading, justify="left" if heading in ("what", "unit") else "right")
-    for row in rows:
-        style = {True: "green", False: "red", None: ""}[row.reached]
-        made.add_row(*cells(row), style=style)
-    return made
+def show(console: Console, section: str, rows: Sequence[Row]) -> None:
+    """Print a section."""
+    styles = {aim(row): {True: "green", False: "red"}[bool(row.reached)] for row in rows if row.target is not None}
+    for headings, *body in tables(rows):
+        made = Table(title=section, title_justify="left")
+        for number, heading in enumerate(headings):
+            is_text = number == 0 or heading in ("unit", "durable")
+            made.add_column(heading, justify="left" if is_text else "right")
+        for line in body:
+            made.add_row(*line, style=styles.get(line[-1], ""))
+        console.print(made)
+
+
+def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
+    """Return a section as tables of text, headings first.
+
+    Where many are compared at the same job, a line for each of them comes first, and only what is aimed at, or stands
+    on no curve, has a line of its own; the JSON has all.
+    """
+    if not any(row.series == NEXUS and row.unit == "CPU ms a goal" for row in rows):
+        return [[list(_HEADINGS), *(cells(row) for row in rows)]]
+    rest = [cells(row) for row in rows if row.target is not None or not row.series]
+    return [matrix(rows), *([[list(_HEADINGS), *rest]] if rest else [])]
 
 
 def cells(row: Row) -> list[str]:
@@ -77,11 +95,41 @@ def markdown(content: dict[str, Any]) -> str:
         f" load average {load['before'][0]} before, {load['after'][0]} after.",
     ]
     for section in dict.fromkeys(row.section for row in rows):
-        lines += ["", f"### {section}", "", f"| {' | '.join(_HEADINGS)} |", f"|{'|'.join('---' for _ in _HEADINGS)}|"]
-        lines += [f"| {' | '.join(cells(row))} |" for row in rows if row.section == section]
+        lines += ["", f"### {section}"]
+        for headings, *body in tables([row for row in rows if row.section == section]):
+            lines += ["", f"| {' | '.join(headings)} |", f"|{'|'.join('---' for _ in headings)}|"]
+            lines += [f"| {' | '.join(line)} |" for line in body]
+    if notes := content.get("notes"):
+        lines += ["", "Who took part, and who did not: " + "; ".join(notes) + "."]
     missed = content["not_reached"]
     lines += ["", "Not reached: " + ("; ".join(missed) if missed else "nothing that was aimed at") + "."]
     return "\n".join(lines)
+
+
+def matrix(rows: Sequence[Row]) -> list[list[str]]:
+    """Return a line for each contender, headings first: what a reader compares at a glance."""
+    found = {(row.series, row.at, row.unit): row for row in rows if row.series}
+    names = dict.fromkeys(row.series for row in rows if row.series and row.unit == "goals/s")
+    ats = sorted({row.at for row in rows if row.series})
+    at = _MATRIX_AT if _MATRIX_AT in ats else ats[0]
+
+    def cell(name: str, at: int, unit: str, statistic: str = "median") -> str:
+        row = found.get((name, at, unit))
+        return figure(getattr(row.summary, statistic)) if row is not None else ""
+
+    headings = [
+        "contender", "durable", *(f"goals/s at {n}" for n in ats), f"p50 ms at {at}", f"p99 ms at {at}",
+        f"CPU ms a goal at {at}", *(f"{NEXUS} over it at {n}" for n in ats),
+    ]  # fmt: skip
+    lines = [
+        [
+            name, "yes" if name in DURABLE else "no", *(cell(name, n, "goals/s") for n in ats),
+            cell(name, at, "ms", "p50"), cell(name, at, "ms", "p99"), cell(name, at, "CPU ms a goal"),
+            *(cell(name, n, "x") for n in ats),
+        ]
+        for name in names
+    ]  # fmt: skip
+    return [headings, *lines]
 
 
 def rewritten(readme: str, text: str) -> str:

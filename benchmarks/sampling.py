@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-_GOALS_MAX = 200_000  # For one round; nothing here comes near it.
+GOALS_MAX = 200_000  # For one round; nothing here comes near it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One line of the table; `series` and `at` place it on a curve: who it is about, and how many of what."""
 
     section: str
     name: str
     unit: str
     summary: Summary
     target: Target | None = None
+    series: str = ""
+    at: int = 0
 
     @property
     def reached(self) -> bool | None:
@@ -80,13 +82,21 @@ class Row:
         target = fields["target"]
         return cls(
             fields["section"], fields["name"], fields["unit"],
-            Summary(**fields["summary"]), None if target is None else Target(**target),
+            Summary(**fields["summary"]), None if target is None else Target(**target), fields["series"], fields["at"],
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a section has to say beside its figures: who did not take part, and why; which version did."""
+
+    section: str
+    text: str
 
 
 @dataclass(slots=True)
 class Round:
-    """What one round of a closed loop showed: goals in all, wall and CPU seconds, and the latency of each goal."""
+    """What one round of a closed loop showed: wall seconds, CPU seconds, and the latency of each goal."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -98,11 +108,13 @@ class Round:
 
     @property
     def cpu_us(self) -> float:
-        """CPU microseconds of this process for each goal."""
+        """CPU microseconds for each goal: of this process, where nobody has counted more of them."""
         return self.cpu_s / len(self.latencies_s) * 1e6
 
 
-async def closed_loop(one: Callable[[int], Awaitable[None]], concurrency: int, seconds: float) -> Round:
+async def closed_loop(
+    one: Callable[[int], Awaitable[None]], concurrency: int, seconds: float, *, goals_max: int = GOALS_MAX
+) -> Round:
     """Keep `concurrency` callers busy: each asks again when it is answered, none after `seconds`.
 
     The round ends with the last answer, and the rate is over all of it: nothing that was asked is left out.
@@ -111,8 +123,12 @@ async def closed_loop(one: Callable[[int], Awaitable[None]], concurrency: int, s
     started, cpu_started = time.perf_counter(), time.process_time()
     ends_at = started + seconds
 
+    asked = 0
+
     async def lane(number: int) -> None:
-        while (asked_at := time.perf_counter()) < ends_at and len(result.latencies_s) < _GOALS_MAX:
+        nonlocal asked
+        while (asked_at := time.perf_counter()) < ends_at and asked < goals_max:
+            asked += 1
             await one(number)
             result.latencies_s.append(time.perf_counter() - asked_at)
 

@@ -10,19 +10,27 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from benchmarks.sampling import Note, Row
+
 MODULES = {
+    "contenders": "benchmarks.side_by_side",
     "against-ray": "benchmarks.against_ray",
+    "knee": "benchmarks.knee",
+    "widths": "benchmarks.widths",
     "agents": "benchmarks.agents",
     "front-door": "benchmarks.front_door",
     "parts": "benchmarks.parts",
 }
+CONTAINED = ("against-ray",)  # In `contenders`, which is slower: a whole run has no need of it.
 
 
 def main(arguments: list[str]) -> None:
     name, folder, out = arguments[:3]
     signal.signal(signal.SIGTERM, _leave)  # As an exception, so that the fleet is stopped on the way out.
-    rows = importlib.import_module(MODULES[name]).run(Path(folder), "--quick" in arguments)
-    Path(out).write_text(json.dumps([row.to_json() for row in rows]))
+    found = importlib.import_module(MODULES[name]).run(Path(folder), "--quick" in arguments)
+    rows = [one.to_json() for one in found if isinstance(one, Row)]
+    notes = [one.text for one in found if isinstance(one, Note)]
+    Path(out).write_text(json.dumps({"rows": rows, "notes": notes}))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

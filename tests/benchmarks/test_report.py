@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import against_ray, parts, report, run
+from benchmarks import against_ray, contender, knee, parts, plot, race, report, run, section, widths
 from benchmarks.sampling import Round, Row, Target, summarise
 
 ROWS = [
@@ -38,6 +38,8 @@ def test_the_document_tells_ratios_and_what_was_missed() -> None:
         "summary": {"n": 3, "median": 25.0, "p50": 25.0, "p99": 30.0, "min": 10.0, "max": 30.0},
         "target": {"sense": "at_least", "value": 20},
         "reached": True,
+        "series": "",
+        "at": 0,
     }
 
 
@@ -53,7 +55,7 @@ def test_the_document_is_written_whole(tmp_path: Path) -> None:
 def test_the_table_shows_every_row_with_its_verdict() -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
 
-    console.print(report.table("agents", ROWS))
+    report.show(console, "agents", ROWS)
     text = console.export_text()
 
     assert all(row.name in text for row in ROWS)
@@ -90,23 +92,109 @@ def test_figures_have_what_matters(value: float, expected: str) -> None:
     assert report.figure(value) == expected
 
 
-def test_nexus_is_compared_with_raw_ray_at_every_concurrency() -> None:
-    def rounds(rate: int) -> list[Round]:
-        return [Round(wall_s=1.0, cpu_s=0.5, latencies_s=[0.01] * rate)]
-
-    seen = {
-        (name, concurrency): rounds(rate)
-        for name, rate in ((against_ray.NEXUS, 60), (against_ray.ONE_EACH, 3), (against_ray.GROUPED, 30))
-        for concurrency in against_ray.CONCURRENCIES
+def _seen(rates: dict[str, int], concurrencies: tuple[int, ...] = against_ray.CONCURRENCIES) -> race.Seen:
+    return {
+        (name, concurrency): [Round(wall_s=1.0, cpu_s=0.5, latencies_s=[0.01] * rate)]
+        for name, rate in rates.items()
+        for concurrency in concurrencies
     }
 
-    rows = {row.name: row for row in against_ray.rows(seen)}
 
-    assert rows["Nexus over raw Ray, one actor per agent, concurrency 8"].summary.median == 20.0
+def _raced(seen: race.Seen) -> list[Row]:
+    return race.rows("contenders", seen, contender.NEXUS, contender.OURS, against_ray.TARGETS)
+
+
+def test_nexus_is_compared_with_everybody_at_every_concurrency() -> None:
+    seen = _seen({contender.NEXUS: 60, contender.LEDGERED: 50, contender.ONE_EACH: 1, contender.GROUPED: 30})
+
+    rows = {row.name: row for row in _raced(seen)}
+
+    assert rows["Nexus over raw Ray, one actor per agent, concurrency 8"].summary.median == 60.0
     assert rows["Nexus over raw Ray, one actor per agent, concurrency 8"].reached is True
     assert rows["Nexus over raw Ray, one grouped call to one host, concurrency 8"].reached is False
     assert rows["Nexus over raw Ray, one actor per agent, concurrency 64"].target is None
     assert rows["Nexus, concurrency 1, latency"].summary.median == pytest.approx(10.0)
+    assert rows["Nexus, concurrency 1, of all its processes"].summary.median == pytest.approx(500 / 60)
+    assert not any(name.startswith("Nexus over Nexus") for name in rows)
+
+
+def test_the_matrix_has_a_line_for_each_contender() -> None:
+    seen = _seen({contender.NEXUS: 60, contender.ONE_EACH: 2, contender.LANGGRAPH_SQLITE.name: 5}, (1, 8))
+
+    headings, *lines = report.matrix(_raced(seen))
+
+    assert headings[:4] == ["contender", "durable", "goals/s at 1", "goals/s at 8"]
+    assert lines == [
+        ["Nexus", "yes", "60", "60", "10", "10", "8.33", "", ""],
+        ["raw Ray, one actor per agent", "no", "2", "2", "10", "10", "250", "30", "30"],
+        ["LangGraph, checkpoints in SQLite", "yes", "5", "5", "10", "10", "100", "12", "12"],
+    ]
+
+
+def test_what_many_are_compared_in_is_shown_as_a_matrix_and_what_was_aimed_at() -> None:
+    raced = _raced(_seen({contender.NEXUS: 60, contender.ONE_EACH: 2}))
+
+    text = report.markdown(report.document(raced, {**ABOUT, "notes": ["dramatiq: not run: apt install redis-server"]}))
+
+    assert "| raw Ray, one actor per agent | no | 2 | 2 | 2 |" in text
+    assert (
+        "| Nexus over raw Ray, one actor per agent, concurrency 8 | x | 30 | 30 | 30 | 30 | 1 | ≥ 60, not reached |"
+        in text
+    )
+    assert "Nexus, concurrency 1, latency" not in text
+    assert "not run: apt install redis-server." in text
+
+
+async def test_who_fails_is_out_with_all_that_it_did() -> None:
+    asked: list[tuple[str, int]] = []
+
+    def runner(name: str, rounds_max: int) -> race.Runner:
+        async def measure(concurrency: int, seconds: float) -> Round:
+            asked.append((name, concurrency))
+            if sum(by == name for by, _ in asked) > rounds_max:
+                raise contender.NotRunError("it left")
+            return Round(wall_s=1.0, cpu_s=1.0, latencies_s=[0.1])
+
+        return race.Runner(name, measure)
+
+    heats = [race.Heat(1, 2, 0.1), race.Heat(8, 1, 0.1)]
+    seen, notes = await race.race("contenders", [runner("a", 99), runner("b", 2)], heats)
+
+    assert {key: len(rounds) for key, rounds in seen.items()} == {("a", 1): 2, ("a", 8): 1}
+    assert [note.text for note in notes] == ["b: not run: it left"]
+    assert asked == [("a", 4), ("b", 4), ("a", 1), ("b", 1), ("b", 1), ("a", 1), ("a", 8)]
+
+
+def test_the_tail_is_judged_round_by_round() -> None:
+    calm, rough = ([0.01] * 98 + [slow] * 2 for slow in (0.02, 0.08))
+    seen = {("Nexus", 8): [Round(1.0, 1.0, calm), Round(1.0, 1.0, calm), Round(1.0, 1.0, rough)]}
+
+    row = race.tail("contenders", seen, "Nexus", 8, 5.0)
+
+    assert row.summary.median == pytest.approx(2.0)
+    assert row.reached is True
+
+
+def test_curves_are_drawn_in_one_picture_that_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
+    rounds = {at: [Round(1.0, 1.0, [0.01] * at)] for at in (1, 8, 64)}
+    rows = [*knee.rows(rounds), *widths.rows({(name, 32): rounds[8] for name in (contender.NEXUS, contender.GROUPED)})]
+
+    once, twice = plot.draw(tmp_path / "once.svg", rows), plot.draw(tmp_path / "twice.svg", rows)
+
+    assert once is not None and twice is not None
+    assert once.read_bytes() == twice.read_bytes()
+    assert once.stat().st_size < 100_000
+    assert plot.curve(rows, "knee", contender.NEXUS, "goals/s") == [(1, 1.0), (8, 8.0), (64, 64.0)]
+
+
+def test_nothing_is_drawn_of_a_run_without_curves(tmp_path: Path) -> None:
+    assert plot.draw(tmp_path / "none.svg", ROWS) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_run_leaves_out_only_what_is_in_another_section() -> None:
+    assert set(section.MODULES) - set(run.WHOLE) == {"against-ray"}
+    assert all((run.ROOT / f"{module.replace('.', '/')}.py").exists() for module in section.MODULES.values())
 
 
 def test_the_runner_knows_its_sections() -> None:

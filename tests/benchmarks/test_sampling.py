@@ -58,7 +58,7 @@ def test_a_row_is_judged_by_its_median(target: Target | None, median: float, exp
 def test_a_row_survives_json() -> None:
     rows = [
         Row("a", "rate", "goals/s", summarise([1.0, 2.0])),
-        Row("a", "ratio", "x", summarise([9.0]), Target("at_least", 8.0)),
+        Row("a", "ratio", "x", summarise([9.0]), Target("at_least", 8.0), series="a", at=8),
     ]
 
     assert [Row.from_json(row.to_json()) for row in rows] == rows
@@ -80,6 +80,15 @@ async def test_a_closed_loop_keeps_as_many_callers_busy_as_asked_and_counts_ever
     assert running_max == 3
     assert len(result.latencies_s) == asked >= 3
     assert result.rate == pytest.approx(asked / result.wall_s)
+
+
+async def test_a_closed_loop_begins_no_more_goals_than_it_may() -> None:
+    async def one(lane: int) -> None:
+        await asyncio.sleep(0)
+
+    result = await closed_loop(one, 3, 10.0, goals_max=7)
+
+    assert len(result.latencies_s) == 7
 
 
 async def test_a_failing_caller_fails_the_round() -> None:
