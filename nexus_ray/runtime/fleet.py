@@ -26,9 +26,13 @@ log = get_logger("runtime.fleet")
 _CALLS_MAX = 10_000
 
 
-def ensure_control_plane(app_path: str, settings: Settings) -> Any:
-    """Make the directory actor, and the embedded ledger's where that is the ledger; return the directory's handle."""
+def ensure_control_plane(app_path: str, settings: Settings, **placed: Any) -> Any:
+    """Make the directory actor, and the embedded ledger's where that is the ledger; return the directory's handle.
+
+    `placed` are more options of Ray's, such as a scheduling strategy.
+    """
     options: dict[str, Any] = {
+        **placed,
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,

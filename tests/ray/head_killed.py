@@ -1,0 +1,211 @@
+"""A program for `test_head.py`: a head that keeps its records in Redis, a worker, a fleet, and the head killed.
+
+It runs on the worker, as a client of the cluster would, and prints what it saw.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from nexus_ray.config import Settings, load
+from nexus_ray.runtime.local import set_environment, start_control_plane
+from nexus_ray.runtime.state import prepare_state, write_operator_token
+
+APP = "tests.ray.fleet_app:app"
+WITHIN_S = 60.0
+GOALS = 4
+
+
+def main(state: Path) -> None:
+    os.umask(0o077)
+    settings = load(state_dir=state, runtime={"hosts_per_node": 2})
+    prepare_state(settings)
+    write_operator_token(settings)
+    set_environment(settings)
+    folder = Path(tempfile.mkdtemp(prefix="nx-", dir="/tmp"))  # Short: a socket's path has 107 bytes.
+    try:
+        with redis(folder) as (port, password):
+            os.environ.update(
+                RAY_REDIS_ADDRESS=f"127.0.0.1:{port}",
+                RAY_external_storage_namespace="under-test",
+                # How soon the head misses a machine that is lost; by default after 15 s.
+                RAY_health_check_initial_delay_ms="1000",
+                RAY_health_check_period_ms="1000",
+                RAY_health_check_timeout_ms="1000",
+                RAY_health_check_failure_threshold="3",
+            )
+            nodes = Nodes(folder, password)
+            try:
+                print(json.dumps(story(nodes, settings)))
+            finally:
+                nodes.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[tuple[int, str]]:
+    """Run a Redis that keeps on disk what it is told, on loopback, with a password."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    password = secrets.token_hex(16)
+    lines = ("bind 127.0.0.1", f"port {port}", f"requirepass {password}", f"dir {folder}", "appendonly yes", 'save ""')
+    (folder / "redis.conf").write_text("\n".join(lines))
+    server = subprocess.Popen(["redis-server", folder / "redis.conf"], stdout=subprocess.DEVNULL)
+    try:
+        yield port, password
+    finally:
+        server.kill()
+        server.wait()
+
+
+class Nodes:
+    """A head and a worker of one cluster; this process is a driver on the worker."""
+
+    def __init__(self, folder: Path, password: str) -> None:
+        # Imported here: ray reads its environment when it is imported.
+        import ray
+        from ray.cluster_utils import Cluster
+
+        self.folder = folder
+        self.password = password
+        self.cluster = Cluster()
+        self.head_port = 0
+        self.start_head()
+        worker = str(folder / "worker")
+        self.cluster.add_node(num_cpus=2, object_store_memory=80_000_000, temp_dir=worker)
+        ray.init(
+            address=self.cluster.address, namespace="nexus", log_to_driver=False, logging_level="ERROR",
+            _temp_dir=worker,
+        )  # fmt: skip
+
+    def start_head(self) -> None:
+        # Without CPUs: no host is put on it.
+        given = {"gcs_server_port": self.head_port} if self.head_port else {}
+        head = self.cluster.add_node(
+            num_cpus=0, redis_password=self.password, include_dashboard=False, include_log_monitor=False,
+            object_store_memory=80_000_000, temp_dir=str(self.folder / "head"), **given,
+        )  # fmt: skip
+        self.head_port = int(head.gcs_address.rpartition(":")[2])
+
+    def kill_head(self) -> None:
+        head = self.cluster.head_node
+        for process in [started.process for each in head.all_processes.values() for started in each]:
+            process.kill()
+        self.cluster.remove_node(head, allow_graceful=False)
+
+    def stop(self) -> None:
+        import ray
+
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+class Client:
+    """A client of the fleet on a thread of its own: making nodes takes the main thread, and the client goes on."""
+
+    def __init__(self, token: str) -> None:
+        from nexus_ray.runtime.direct import DirectClient
+
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+        async def make() -> DirectClient:
+            client = DirectClient(token)
+            await client.connect()
+            return client
+
+        self._direct = self.do(make()).result(WITHIN_S)
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def begin(self, goals: int, sleep_s: float) -> "list[Future[Any]]":
+        payload = str(sleep_s).encode()
+        return [self.do(self._direct.run("count_then_sleep", payload, WITHIN_S)) for _ in range(goals)]
+
+    def epoch(self) -> int:
+        from nexus_ray.runtime.follow import watch_membership
+
+        return int(self.do(watch_membership(0, 1.0)).result(WITHIN_S).epoch)
+
+    def close(self) -> None:
+        self.do(self._direct.close()).result(WITHIN_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def story(nodes: Nodes, settings: Settings) -> dict[str, Any]:
+    put_on_the_head(settings)
+    start_control_plane(APP, settings)
+    client = Client((settings.state_dir / "token").read_text().strip())
+    head = nodes.cluster.head_node
+
+    epochs = [client.epoch()]
+    before = client.begin(GOALS, 0.5)
+    head.kill_gcs_server()
+    without = results([*before, *client.begin(GOALS, 0.1)])  # All to their end while nobody heads the cluster.
+    head.start_gcs_server()
+    with_it = results(client.begin(GOALS, 0.1))
+    epochs.append(client.epoch())
+
+    before = client.begin(GOALS, 2.0)
+    time.sleep(1.0)  # They are asleep by then; if not, more is lost with the head, which is as well.
+    nodes.kill_head()
+    killed_at = time.monotonic()
+    during = client.begin(GOALS, 0.1)
+    nodes.start_head()
+    over_it = results([*before, *during])
+    recovered_s = time.monotonic() - killed_at
+    epochs.append(client.epoch())
+    told = {"without": without, "with": with_it, "over": over_it, "epochs": epochs, "recovered_s": recovered_s}
+    journal = asyncio.run(ledger_of(settings))
+    client.close()
+    return {**told, **journal}
+
+
+def put_on_the_head(settings: Settings) -> None:
+    """Make ledger and directory where they die with the head; they may be started anew elsewhere."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from nexus_ray.runtime.fleet import ensure_control_plane
+
+    (head,) = [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("CPU")]
+    ensure_control_plane(APP, settings, scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=True))
+
+
+async def ledger_of(settings: Settings) -> dict[str, Any]:
+    """Count what stands on record."""
+    from nexus_ray.goals.goal import EntryKind, GoalQuery
+    from nexus_ray.runtime.ledger_actor import RayLedger
+
+    ledger = RayLedger(settings)
+    records = await ledger.goals(GoalQuery(limit=200))
+    ends = []
+    for record in records:
+        entries = await ledger.journal(record.goal.id, 0, 1000)
+        ends.append(sum(entry.kind is EntryKind.FINISHED for entry in entries))
+    await ledger.close()
+    return {"goals": len(records), "ends": sorted(set(ends))}
+
+
+def results(goals: "Sequence[Future[Any]]") -> list[Any]:
+    return [json.loads(goal.result(WITHIN_S).result or b"null") for goal in goals]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
