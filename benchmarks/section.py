@@ -18,6 +18,7 @@ MODULES = {
     "knee": "benchmarks.knee",
     "widths": "benchmarks.widths",
     "agents": "benchmarks.agents",
+    "carrier": "benchmarks.carrier",
     "front-door": "benchmarks.front_door",
     "parts": "benchmarks.parts",
 }
