@@ -40,6 +40,11 @@ _BY_STATUS: dict[int, type[NexusError]] = {
 _FAILURE_FACTS = ("error_type", "agent", "host", "attempts", "step")
 
 
+def is_problem(response: Response) -> bool:
+    """Tell whether an answer is a problem document: all refusals and failures of a fleet are, a proxy's are not."""
+    return str(response.headers.get("Content-Type", "")).startswith("application/problem+json")
+
+
 def problem(response: Response) -> NexusError:
     """Return the error that a problem document (RFC 9457) tells of, with the message that it carries."""
     try:
@@ -50,6 +55,8 @@ def problem(response: Response) -> NexusError:
         body = {}
     status = response.status_code
     cls = _BY_CODE.get(str(body.get("code"))) or _BY_STATUS.get(status, InternalError)
+    if status >= 500 and not is_problem(response):
+        cls = UnavailableError  # Of the fleet itself nothing was heard.
     message = str(body.get("detail") or body.get("title") or f"the fleet answered with HTTP status {status}")
     details: dict[str, Any] = {"status": status}
     if body.get("errors"):

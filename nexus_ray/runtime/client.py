@@ -28,7 +28,7 @@ from nexus_ray.core.errors import (
     UnavailableError,
 )
 from nexus_ray.core.ids import new_id
-from nexus_ray.runtime.answers import jsonable, outcome_error, problem
+from nexus_ray.runtime.answers import is_problem, jsonable, outcome_error, problem
 from nexus_ray.runtime.fleet_file import is_running, read_fleet_file, read_token, state_folder
 
 _TRIES_MAX = 4
@@ -229,7 +229,6 @@ class Connection:
     ) -> httpx2.Response:
         """Send one request, repeated within bounds where nothing was answered or the answer was "not now"."""
         for attempt in range(1, _TRIES_MAX_ONCE_UP + 1):
-            tries = tries_max or _TRIES_MAX
             asked_s: float | None = None
             try:
                 response = self._http.request(method, path, **options)
@@ -244,7 +243,10 @@ class Connection:
                     return response
                 failure = problem(response)
                 asked_s = failure.details.get("retry_after_s")
-                can_repeat = response.status_code == 503
+                # Other words than the fleet's: what stands before it lost a replica, and the request with it.
+                is_lost = response.status_code >= 500 and not is_problem(response)
+                can_repeat = response.status_code == 503 or (is_lost and is_repeatable)
+                tries = tries_max or (self.outage_tries if is_lost else _TRIES_MAX)
             if not can_repeat or attempt >= tries:
                 raise failure
             self._rest(attempt, asked_s)

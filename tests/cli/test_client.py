@@ -10,6 +10,7 @@ from nexus_ray.core.errors import (
     CancelledByCallerError,
     DeadlineExceededError,
     FailedPreconditionError,
+    InternalError,
     InvalidArgumentError,
     NotFoundError,
     TaskFailedError,
@@ -99,6 +100,34 @@ def test_an_answer_that_is_not_a_fleets_is_told_apart(fleet: Fleet, connection: 
 
     with pytest.raises(UnavailableError, match="another service"):
         connection.agents()
+
+
+def test_what_a_proxy_says_of_a_replica_that_died_is_no_answer_of_the_fleet(
+    fleet: Fleet, connection: Connection
+) -> None:
+    lost = (500, {"Content-Type": "text/plain"}, b"Internal Server Error")
+    fleet.on(CREATED, lost, as_json(goal("accepted"), 202))
+
+    assert connection.submit("audit", {}).id == "goal-1"
+    first, second = fleet.asked(CREATED)
+    assert first["Idempotency-Key"] == second["Idempotency-Key"]
+
+
+def test_a_cancel_that_a_proxy_lost_is_not_repeated_and_invites_to_look(fleet: Fleet, connection: Connection) -> None:
+    fleet.on("GET /v1/goals/goal-1", as_json(goal("running")))
+    fleet.on("POST /v1/goals/goal-1/cancel", (500, {"Content-Type": "text/plain"}, b"Internal Server Error"))
+
+    with pytest.raises(UnavailableError):
+        connection.goal("goal-1").cancel()
+    assert len(fleet.asked("POST /v1/goals/goal-1/cancel")) == 1
+
+
+def test_an_error_that_the_fleet_tells_of_itself_is_not_repeated(fleet: Fleet, connection: Connection) -> None:
+    fleet.on(CREATED, as_problem("internal", "something went wrong", 500))
+
+    with pytest.raises(InternalError):
+        connection.submit("audit", {})
+    assert len(fleet.asked(CREATED)) == 1
 
 
 def test_events_go_on_where_the_stream_broke_and_none_comes_twice(fleet: Fleet, connection: Connection) -> None:
