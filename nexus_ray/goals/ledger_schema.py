@@ -7,6 +7,7 @@ their bodies is made from both when they are read.
 
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalRecord, GoalStatus, Outcome
 from nexus_ray.goals.ledger_entry import accepted_body, finished_body
 from nexus_ray.goals.ledger_limits import LedgerSettings
+from nexus_ray.goals.ledger_log import Log, read_log
 from nexus_ray.goals.ledger_sum import check_sum, entry_sum, goal_sum, row_sum
 
 _APPLICATION_ID = 0x4E585259  # "NXRY": tells our file from any other SQLite file.
@@ -90,6 +92,7 @@ def open_writer(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
         os.fchmod(descriptor, 0o600)
         os.close(descriptor)
         _sync_folder(path.parent)
+        log = read_log(path)
     except FileNotFoundError as error:
         raise NotFoundError("the ledger's folder does not exist", path=str(path)) from error
     except OSError as error:
@@ -99,6 +102,7 @@ def open_writer(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
             path, timeout=settings.busy_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
+            _check_log(connection, log, path)
             _prepare(connection, settings, path)
         except BaseException:
             connection.close()
@@ -124,6 +128,27 @@ def open_reader(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
         )
     except sqlite3.Error as error:
         raise translated(error) from error
+
+
+def _check_log(connection: sqlite3.Connection, log: Log, path: Path) -> None:
+    """Refuse a log of which SQLite drops what was acknowledged; it has read the log by now, and changed nothing."""
+    if not log.commits:
+        return
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    frames = _frames_taken(path)
+    if lost := log.lost_after(frames):
+        raise DataLossError(
+            f"the ledger's log is damaged after frame {frames}: {lost} acknowledged transactions would be lost. Keep "
+            f"{path}* as they are, and restore a backup into another folder: `nexus ledger restore`",
+            path=str(path), frames=frames, lost=lost,
+        )  # fmt: skip
+
+
+def _frames_taken(path: Path) -> int:
+    """Return how many frames of the log SQLite holds good, which the index beside it says (mxFrame, at byte 16)."""
+    with path.with_name(f"{path.name}-shm").open("rb") as file:
+        return int.from_bytes(file.read(20)[16:20], sys.byteorder)
 
 
 def _prepare(connection: sqlite3.Connection, settings: LedgerSettings, path: Path) -> None:
