@@ -278,18 +278,23 @@ class Directory:
 
     async def _until_gone(self, member: Member) -> str:
         death = asyncio.ensure_future(self._hosts.until_death(member))
+        clock = asyncio.get_running_loop().time
         missed = 0
+        pause_s = self._ping_every_s
         try:
             while missed < _PINGS_MISSED_MAX:
-                done, _ = await asyncio.wait([death], timeout=self._ping_every_s)
+                done, _ = await asyncio.wait([death], timeout=pause_s)
                 if done:
                     return "its process died"
+                began_at = clock()
                 try:
                     async with asyncio.timeout(max(1.0, self._ping_every_s)):
                         await self._hosts.ping(member)
                     missed = 0
                 except (TimeoutError, UnavailableError):
                     missed += 1
+                # A ping that was waited for in vain has been its own pause.
+                pause_s = max(0.0, self._ping_every_s - (clock() - began_at))
             return f"it did not answer {missed} times"
         finally:
             death.cancel()
