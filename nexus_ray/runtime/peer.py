@@ -86,7 +86,8 @@ class Peer:
         metrics.count("nexus_peer_calls_total", way="ray")
         try:
             if self._actor is None:
-                self._actor = ray.get_actor(self.name, namespace=NAMESPACE)
+                # In a thread: where Ray's head is away, looking up takes until it is back.
+                self._actor = await asyncio.to_thread(ray.get_actor, self.name, namespace=NAMESPACE)
             return await getattr(self._actor, method).remote(*arguments)
         except asyncio.CancelledError:
             raise
