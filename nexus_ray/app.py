@@ -42,6 +42,7 @@ class App:
         retries: int = ...,
         isolation: Literal["shared", "process"] = ...,
         scope: Literal["fleet", "goal"] = ...,
+        spread: bool = ...,
         num_cpus: float = ...,
         num_gpus: float = ...,
         resources: dict[str, float] = ...,

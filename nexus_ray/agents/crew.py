@@ -83,6 +83,11 @@ class Crew:
         self.current: Job | None = None
         """The job whose coroutine runs at this moment; to be read before the coroutine first waits."""
 
+    @property
+    def under_way(self) -> int:
+        """How many coroutines wait or run."""
+        return len(self._waiting) + len(self._tasks)  # Each that waits for something keeps a task.
+
     def start(self, coroutine: Coroutine[Any, Any, Any], seconds: float, lane: str = "") -> Job:
         """Run a coroutine; after `seconds` it is cut off, see `Job.has_expired`. Lanes take turns."""
         job = Job(coroutine, seconds)

@@ -61,6 +61,11 @@ class RunnerSettings(BaseModel):
     memory_bytes_max: int = Field(default=2 * 1024**3, ge=64 * 1024**2)
     """Memory of a host's process above which the agents that were idle longest are passivated, ten of a hundred at a
     time; the most that a pod of a thousand agents is meant to take."""
+    beside_tasks_max: int = Field(default=1000, ge=1)
+    """Tasks under way on a host from which on agents that live for one goal are placed elsewhere too: a fan-out of
+    the usual size stays beside its goal."""
+    beside_lag_s: float = Field(default=0.05, gt=0)
+    """Lag of a host's event loop, in seconds, from which on they are: longer than any burst of short tasks takes."""
     stop_s_max: float = 10.0
     """How long an agent's `stop` may take; then it is given up, so that one that hangs holds up no other."""
 
@@ -108,6 +113,20 @@ class AgentRunner:
                 break
             rows.append((agent, activation.mailbox.running, activation.mailbox.waiting))
         return rows
+
+    @property
+    def under_way(self) -> int:
+        """How many tasks wait or run here."""
+        return self._crew.under_way
+
+    def is_awake(self, agent: AgentId) -> bool:
+        """Tell whether an agent is active here."""
+        return agent in self._active
+
+    def spreads(self, agent_type: str) -> bool:
+        """Tell whether agents of a type are to be spread over the hosts, though they live for one goal only."""
+        spec = self._specs.get(agent_type)
+        return spec is not None and spec.options.spread
 
     def run(self, order: TaskOrder, *, is_local: bool) -> "asyncio.Future[TaskResult]":
         """Run one task; record it here if the agent has durable state or who asks is here.

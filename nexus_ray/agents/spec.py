@@ -19,7 +19,8 @@ class AgentOptions:
     `concurrency` tasks of one agent run at a time, the rest wait in order, `mailbox_max` of them at the most.
     An agent without a task for `idle_s` seconds is passivated. A task that raises is tried `retries` times more.
     `isolation="process"` gives each agent a Ray actor of its own with `num_cpus`, `num_gpus` and `resources`.
-    `scope="goal"` agents live for one goal only, beside it; `"fleet"` agents are shared by all goals.
+    `scope="goal"` agents live for one goal only, beside it, on other hosts too where its own is busy, or from the
+    first one on with `spread`, which is for CPU-bound work; `"fleet"` agents are shared by all goals.
     `timeout_s` bounds each task, where the goal's own deadline is not enough.
     """
 
@@ -29,6 +30,7 @@ class AgentOptions:
     retries: int = 0
     isolation: Literal["shared", "process"] = "shared"
     scope: Literal["fleet", "goal"] = "fleet"
+    spread: bool = False
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
@@ -42,6 +44,8 @@ class AgentOptions:
             raise ValueError("idle_s and timeout_s must be more than 0 seconds")
         if self.isolation not in ("shared", "process") or self.scope not in ("fleet", "goal"):
             raise ValueError("isolation is 'shared' or 'process', scope is 'fleet' or 'goal'")
+        if self.spread and self.scope != "goal":
+            raise ValueError("spread is for agents with scope='goal': those of the fleet are spread anyway")
 
 
 @dataclass(frozen=True, slots=True)

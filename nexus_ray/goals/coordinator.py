@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 
-from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import Failure
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
@@ -72,7 +71,6 @@ class Coordinator:
         ledger: Ledger,
         stream: WriteStream,
         dispatcher: Dispatcher,
-        runner: AgentRunner,
         clock: Clock,
         settings: CoordinatorSettings,
         hand_on: Callable[[Goal], None] = lambda goal: None,
@@ -84,7 +82,6 @@ class Coordinator:
         self.stream = stream
         self.dispatcher = dispatcher
         self.clock = clock
-        self._runner = runner
         self._settings = settings
         self._hand_on = hand_on
         self._held: dict[str, _Held] = {}
@@ -349,7 +346,7 @@ class Coordinator:
         if recorded is not None and not held.outcome.done():
             held.outcome.set_result(recorded)
         self._let_go(held)
-        await self._runner.forget_goal(held.goal.id)
+        await self.dispatcher.forget_goal(held.goal.id)
 
     async def _leave(self, held: _Held) -> None:
         if held.team is not None:
@@ -365,7 +362,7 @@ class Coordinator:
         held = self._held.get(goal.id)
         if held is not None:
             self._let_go(held)
-        await self._runner.forget_goal(goal.id)
+        await self.dispatcher.forget_goal(goal.id)
         if is_free:
             self._hand_on(goal)
 

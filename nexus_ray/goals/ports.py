@@ -19,3 +19,7 @@ class Dispatcher(Protocol):
             ResourceExhaustedError: The agent or its host is full; it did not run.
         """
         ...
+
+    async def forget_goal(self, goal_id: str) -> None:
+        """Let the agents go that lived for a goal only, which has ended."""
+        ...

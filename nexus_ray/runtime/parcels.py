@@ -17,6 +17,7 @@ from nexus_ray.core.errors import NexusError, ResourceExhaustedError, Unavailabl
 from nexus_ray.goals.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
+from nexus_ray.runtime.beside import Beside
 from nexus_ray.runtime.placement import Member, Membership, Placement
 from nexus_ray.runtime.wire import register
 
@@ -52,8 +53,14 @@ class Cancel(NamedTuple):
     number: int
 
 
-Item = Request | Reply | Cancel
-register(Request, Reply, Cancel)
+class Forget(NamedTuple):
+    """This goal has ended: its own agents may go."""
+
+    goal_id: str
+
+
+Item = Request | Reply | Cancel | Forget
+register(Request, Reply, Cancel, Forget)
 
 
 class Carrier(Protocol):
@@ -122,8 +129,11 @@ def _size_bytes(item: Item) -> int:
 class PostOffice:
     """Gets tasks to the hosts their agents belong to; used from one event loop only. Implements `Dispatcher`."""
 
-    def __init__(self, host: str, runner: AgentRunner, carrier: Carrier) -> None:
+    def __init__(self, host: str, runner: AgentRunner, carrier: Carrier, beside: Beside) -> None:
         self._host = host
+        self._beside = beside
+        self._guests: dict[str, dict[str, None]] = {}  # By origin: goals over there that have agents of their own here.
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._runner = runner
         self._carrier = carrier
         self._placement = Placement(Membership(0, ()))
@@ -169,6 +179,9 @@ class PostOffice:
         for (origin, _), task in list(self._running.items()):
             if self._has_left(origin):
                 task.cancel()
+        for origin in [origin for origin in self._guests if self._has_left(origin)]:
+            for goal_id in self._guests.pop(origin):
+                self._forget_guest(origin, goal_id)
 
     def _has_left(self, host: str) -> bool:
         return host not in self._members and host not in self._newcomers
@@ -180,7 +193,7 @@ class PostOffice:
         number = self._number
         future: asyncio.Future[TaskResult] = loop.create_future()
         try:
-            host = self._host if order.private else self._placement.owner(str(order.agent)).host
+            host = self._place(order)
             if host == self._host:
                 return self._runner.run(order, is_local=True)
             self._post(host, Request(number, order))
@@ -190,6 +203,23 @@ class PostOffice:
         self._asked[number] = (host, order, future)
         future.add_done_callback(functools.partial(self._settled, host, number))
         return future
+
+    def _place(self, order: TaskOrder) -> str:
+        if not order.private:
+            return self._placement.owner(str(order.agent)).host
+        return self._beside.place(order, lambda name: self._placement.owner(name).host, self._members.__contains__)
+
+    async def forget_goal(self, goal_id: str) -> None:
+        """Let the agents go that lived for one goal only, wherever they are."""
+        for host in self._beside.forget(goal_id):
+            self._post(host, Forget(goal_id))  # Where it does not get through, they go when they have been idle.
+        await self._runner.forget_goal(goal_id)
+
+    def _forget_guest(self, origin: str, goal_id: str) -> None:
+        self._guests.get(origin, {}).pop(goal_id, None)
+        task = asyncio.get_running_loop().create_task(self._runner.forget_goal(goal_id), name=f"forget {goal_id}")
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
 
     def _settled(self, host: str, number: int, future: "asyncio.Future[TaskResult]") -> None:
         self._asked.pop(number, None)
@@ -216,10 +246,12 @@ class PostOffice:
                     running = self._running.get((origin, number))
                     if running is not None:
                         running.cancel()
+                case Forget(goal_id):
+                    self._forget_guest(origin, goal_id)
 
     async def close(self) -> None:
         """Stop sending and running."""
-        ending: list[asyncio.Future[Any]] = [*self._senders.values(), *self._running.values()]
+        ending: list[asyncio.Future[Any]] = [*self._senders.values(), *self._running.values(), *self._forgetting]
         for one in ending:
             one.cancel()
         if ending:
@@ -227,10 +259,13 @@ class PostOffice:
 
     def _serve(self, origin: str, epoch: int, number: int, order: TaskOrder) -> None:
         mine = self._placement
-        if mine.membership.epoch > epoch and mine.owner(str(order.agent)).host != self._host:
+        is_older = mine.membership.epoch > epoch and not order.private  # Those stay where they were placed first.
+        if is_older and mine.owner(str(order.agent)).host != self._host:
             # The sender goes by an older membership: it will have the newer one by the time it asks again.
             self._post(origin, Reply(number, None, "unavailable", f"{order.agent} belongs to another host now"))
             return
+        if order.private:
+            self._guests.setdefault(origin, {})[order.goal_id] = None
         running = self._running[origin, number] = self._runner.run(order, is_local=False)
         running.add_done_callback(functools.partial(self._served, origin, number))
 

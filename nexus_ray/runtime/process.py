@@ -25,6 +25,7 @@ from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.stream import WriteStream
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
+from nexus_ray.runtime.beside import Beside, Pulse
 from nexus_ray.runtime.parcels import Carrier, Item, PostOffice
 from nexus_ray.runtime.placement import Member, Membership
 
@@ -57,14 +58,14 @@ class HostProcess:
         self.runner = AgentRunner(
             app.agents, host=host, recorder=self.stream, clock=self.clock, settings=settings.agents, isolation=isolation
         )
-        self.post = PostOffice(host, self.runner, carrier)
+        self._pulse = Pulse()
+        self.post = PostOffice(host, self.runner, carrier, Beside(host, self.runner, settings.agents, self._pulse))
         self.coordinator = Coordinator(
             host=host,
             specs=self.specs,
             ledger=ledger,
             stream=self.stream,
             dispatcher=self.post,
-            runner=self.runner,
             clock=self.clock,
             settings=settings.goals,
             hand_on=self._hand_on,
@@ -77,6 +78,7 @@ class HostProcess:
     def start(self) -> None:
         """Begin to write, to sweep and to passivate."""
         self.stream.start()
+        self._pulse.start()
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._every(self._settings.goals.sweep_every_s, self._sweep), name="sweep"),
@@ -182,6 +184,7 @@ class HostProcess:
 
     async def close(self) -> None:
         """Stop; what is under way goes on elsewhere."""
+        self._pulse.stop()
         for task in self._tasks:
             task.cancel()
         await self.coordinator.close()

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import nexus_ray as nexus
+from nexus_ray.agents.runner import RunnerSettings
 from nexus_ray.agents.task import TaskOrder
 from nexus_ray.core.errors import ResourceExhaustedError, UnavailableError
 from nexus_ray.runtime import parcels
+from nexus_ray.runtime.beside import Beside, Pulse
 from nexus_ray.runtime.parcels import Cancel, Item, PostOffice, Reply
 from nexus_ray.runtime.placement import Member, Membership
 from tests.support.runners import Bench, bench, until
@@ -42,13 +44,17 @@ class Road:
         return [[type(item).__name__ for item in items] for to, items in self.carried if to == host]
 
 
+def an_office(name: str, host: Bench, road: Road) -> PostOffice:
+    return PostOffice(name, host.runner, road, Beside(name, host.runner, RunnerSettings(), Pulse()))
+
+
 class Pair:
     """Two offices; every agent belongs `there`, every question comes from `here`."""
 
     def __init__(self, host: Bench, road: Road, knows_asker: bool) -> None:
         self.host, self.road = host, road
-        self.here = PostOffice("host-here", host.runner, road)
-        self.there = PostOffice("host-there", host.runner, road)
+        self.here = an_office("host-here", host, road)
+        self.there = an_office("host-there", host, road)
         road.offices = {"host-here": self.here, "host-there": self.there}
         self.here.set_membership(Membership(3, (HERE, THERE)))
         self.there.set_membership(Membership(3, (HERE, THERE)) if knows_asker else Membership(1, (THERE,)))
@@ -229,7 +235,7 @@ async def test_a_host_that_left_before_it_was_known_has_its_tasks_stopped() -> N
 async def test_without_members_there_is_nobody_to_ask() -> None:
     work = Work()
     async with bench(work.app) as host:
-        office = PostOffice("host-here", host.runner, Road())
+        office = an_office("host-here", host, Road())
         with pytest.raises(UnavailableError):
             await office.dispatch(host.order("gate/k"))
 
