@@ -77,4 +77,4 @@ def _plot(axis: Any, title: str, across: str, up: str, curves: Curves) -> None:
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     if len(curves) > 1:
-        axis.legend()
+        axis.legend(loc="upper left", fontsize="small")

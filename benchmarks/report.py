@@ -94,6 +94,8 @@ def markdown(content: dict[str, Any]) -> str:
         f" Ray {machine['ray']}; fsync of a page {machine['fsync_ms']} ms;"
         f" load average {load['before'][0]} before, {load['after'][0]} after.",
     ]
+    if picture := content.get("picture"):
+        lines += ["", f"![The knee, narrow and wide goals, few and many agents](results/{picture})"]
     for section in dict.fromkeys(row.section for row in rows):
         lines += ["", f"### {section}"]
         for headings, *body in tables([row for row in rows if row.section == section]):

@@ -65,8 +65,9 @@ def main() -> int:
     is_whole = names == WHOLE and not options.quick and not failed
     path = options.json or (LATEST if is_whole else None)
     if path is not None:
-        report.write_json(path, content)
         drawn = plot.draw(path.with_suffix(".svg"), rows)
+        content["picture"] = drawn.name if drawn else ""
+        report.write_json(path, content)
         console.print(f"written to {path}" + (f" and {drawn}" if drawn else ""))
     if options.write_readme and is_whole:
         README.write_text(report.rewritten(README.read_text(), report.markdown(content)))

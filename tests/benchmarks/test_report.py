@@ -187,6 +187,14 @@ def test_curves_are_drawn_in_one_picture_that_is_the_same_for_the_same_figures(t
     assert plot.curve(rows, "knee", contender.NEXUS, "goals/s") == [(1, 1.0), (8, 8.0), (64, 64.0)]
 
 
+def test_the_readme_shows_the_picture_where_there_is_one() -> None:
+    with_one = report.markdown({**report.document(ROWS, ABOUT), "picture": "latest.svg"})
+    without = report.markdown(report.document(ROWS, ABOUT))
+
+    assert "](results/latest.svg)" in with_one
+    assert "![" not in without
+
+
 def test_nothing_is_drawn_of_a_run_without_curves(tmp_path: Path) -> None:
     assert plot.draw(tmp_path / "none.svg", ROWS) is None
     assert not list(tmp_path.iterdir())
