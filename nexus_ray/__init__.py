@@ -16,9 +16,12 @@ if TYPE_CHECKING:
         NexusError,
         NotDoneError,
         QuorumNotReachedError,
+        SagaFailedError,
         TaskFailedError,
         UnavailableError,
     )
+    from nexus_ray.goals.questions import Approval
+    from nexus_ray.goals.saga import SagaStep
     from nexus_ray.goals.strategies import Call
     from nexus_ray.goals.team import Team
     from nexus_ray.runtime.client import connect
@@ -26,12 +29,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "Agent": "nexus_ray.agents.agent",
     "App": "nexus_ray.app",
+    "Approval": "nexus_ray.goals.questions",
     "Call": "nexus_ray.goals.strategies",
     "EffectUnknownError": "nexus_ray.core.errors",
     "InvalidArgumentError": "nexus_ray.core.errors",
     "NexusError": "nexus_ray.core.errors",
     "NotDoneError": "nexus_ray.core.errors",
     "QuorumNotReachedError": "nexus_ray.core.errors",
+    "SagaFailedError": "nexus_ray.core.errors",
+    "SagaStep": "nexus_ray.goals.saga",
     "Settings": "nexus_ray.config",
     "Task": "nexus_ray.agents.agent",
     "TaskFailedError": "nexus_ray.core.errors",
@@ -44,12 +50,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "App",
+    "Approval",
     "Call",
     "EffectUnknownError",
     "InvalidArgumentError",
     "NexusError",
     "NotDoneError",
     "QuorumNotReachedError",
+    "SagaFailedError",
+    "SagaStep",
     "Settings",
     "Task",
     "TaskFailedError",

@@ -39,7 +39,12 @@ class Task:
     @property
     def idempotency_key(self) -> str:
         """A key that is the same however often this task runs."""
-        return f"{self.goal_id}/{self.step_key}"
+        return f"{self.goal_id}/{self.own_key}"
+
+    @property
+    def own_key(self) -> str:
+        """What the step keys of all tries of this task have in common: a saga tries what undoes a step repeatedly."""
+        return self.step_key.partition("#")[0]
 
     @property
     def deadline(self) -> Deadline:

@@ -95,7 +95,7 @@ async def _begin(effects: "Effects", task: "Task", name: str, idempotent: bool) 
     )  # fmt: skip
     for number in range(1, _TRIES_MAX + 1):
         # Each try that is known to have done nothing leaves its key behind; the first one's is the plain one.
-        step_key = f"{task.step_key}!{name}" + (f"#{number}" if number > 1 else "")
+        step_key = f"{task.own_key}!{name}" + (f"#{number}" if number > 1 else "")
         if await _write_intent(effects, task.goal_id, step_key, body):
             return Begun(step_key, None)
         intent, end = await _kept(effects.recorded(task.goal_id, step_key))

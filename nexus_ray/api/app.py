@@ -18,6 +18,7 @@ from nexus_ray.api.gate import Gate, caller
 from nexus_ray.api.hosts import host_routes
 from nexus_ray.api.limits import Edge
 from nexus_ray.api.openapi import answer, document, needs, refusals
+from nexus_ray.api.questions import question_routes
 from nexus_ray.api.schemas import (
     ACCEPTED_EXAMPLE,
     ENTRY_EXAMPLE,
@@ -87,6 +88,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings) -> FastAPI:
     app.add_middleware(Edge, settings=settings)
     _submit_route(app, front, settings)
     _goal_routes(app, front, settings)
+    question_routes(app, front)
     _history_routes(app, front)
     agent_routes(app, front)
     host_routes(app, front)

@@ -36,10 +36,11 @@ class ManualClock:
 
     def __init__(self, at: float = 1_000_000.0) -> None:
         self._at = at
+        self._jumped_s = 0.0
 
     def now(self) -> float:
         """Return the instant that was set."""
-        return self._at
+        return self._at + self._jumped_s
 
     def monotonic(self) -> float:
         """Return the instant that was set."""
@@ -50,3 +51,7 @@ class ManualClock:
         if seconds < 0:
             raise ValueError("a clock only moves forward")
         self._at += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock forwards or back by `seconds`; monotonic time does not see it."""
+        self._jumped_s += seconds

@@ -128,7 +128,7 @@ class EffectUnknownError(TaskFailedError):
 class NotDoneError(NexusError):
     """What an effect raises to say that nothing happened outside, so that it may be tried again."""
 
-    code = "unavailable"
+    code = "aborted"
 
 
 class SagaFailedError(NexusError):

@@ -12,16 +12,15 @@ from nexus_ray.agents.task import Failure
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
 from nexus_ray.goals.goal import Claim, Finish, Goal, GoalRecord, GoalStatus, Outcome, Release, RequestCancel
+from nexus_ray.goals.held import Held
 from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.machine import (
     Answered,
     CancelAsked,
     Command,
-    DeadlinePassed,
     Event,
     GiveBack,
-    GoalMachine,
     Granted,
     LeaveAsked,
     LetGo,
@@ -33,7 +32,8 @@ from nexus_ray.goals.machine import (
     Stopped,
 )
 from nexus_ray.goals.ports import Dispatcher
-from nexus_ray.goals.run import GoalRun, read_steps
+from nexus_ray.goals.run import GoalRun, read_entries
+from nexus_ray.goals.saga import has_saga
 from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.step import failure_of
 from nexus_ray.goals.stream import WriteStream
@@ -43,21 +43,6 @@ from nexus_ray.observe.logs import get_logger
 from nexus_ray.observe.operation import observe
 
 log = get_logger("goals.coordinator")
-
-
-class _Held:
-    """A goal that this host runs."""
-
-    __slots__ = ("function", "goal", "machine", "outcome", "replays", "team", "timer")
-
-    def __init__(self, goal: Goal, outcome: "asyncio.Future[Outcome]", replays: bool) -> None:
-        self.goal = goal
-        self.replays = replays
-        self.machine = GoalMachine()
-        self.outcome = outcome
-        self.function: asyncio.Task[None] | None = None
-        self.team: Team | None = None
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class Coordinator:
@@ -82,12 +67,12 @@ class Coordinator:
         self.stream = stream
         self.dispatcher = dispatcher
         self.clock = clock
-        self._settings = settings
+        self.settings = settings
         self._hand_on = hand_on
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_draining = False
-        self._is_closing = False
+        self.is_closing = False
         self._accepting: set[str] = set()
         self._swept_up_to = ""
 
@@ -108,7 +93,7 @@ class Coordinator:
         self._check_count(goals)
 
     def _check_count(self, goals: int) -> None:
-        if len(self._held) + goals > self._settings.goals_max:
+        if len(self._held) + goals > self.settings.goals_max:
             raise ResourceExhaustedError("the host runs as many goals as it may", retry_after_s=1.0)
 
     async def accept_and_run(self, goals: Sequence[Goal]) -> "list[tuple[Acceptance, asyncio.Future[Outcome] | None]]":
@@ -154,7 +139,7 @@ class Coordinator:
         except asyncio.CancelledError:
             parent = self._held.get(goal.parent)
             # Where the parent goes on elsewhere, it finds its child there.
-            if parent is not None and not parent.machine.is_leaving and not self._is_closing:
+            if parent is not None and not parent.machine.is_leaving and not self.is_closing:
                 self.stream.write(RequestCancel(goal.id, self.clock.now(), f"goal {goal.parent}"))
                 self.cancel(goal.id, f"goal {goal.parent}")
             raise
@@ -166,11 +151,11 @@ class Coordinator:
             record = await self.ledger.goal(goal_id)
             if record is not None and record.outcome is not None:
                 return record.outcome
-            # A second more than the deadline: the other host still has to write that it passed.
-            remaining_s = deadline_at + 1.0 - self.clock.now()
+            # More than the deadline: the other host may have to undo a saga, and still has to write that it passed.
+            remaining_s = deadline_at + self.settings.stop_grace_s + 1.0 - self.clock.now()
             if remaining_s <= 0:
                 raise UnavailableError(f"goal {goal_id} has no outcome yet")
-            seq, _ = await self.ledger.changes(seq, min(remaining_s, self._settings.sweep_every_s), 1000)
+            seq, _ = await self.ledger.changes(seq, min(remaining_s, self.settings.sweep_every_s), 1000)
 
     def cancel(self, goal_id: str, by: str) -> bool:
         """Cancel a goal that this host runs; tell whether it does."""
@@ -181,10 +166,13 @@ class Coordinator:
         return True
 
     def launch(self, goal: Goal) -> None:
-        """Claim and run a goal that nobody runs, or whose host has died."""
-        if goal.id in self._held or goal.id in self._accepting or self._is_draining:
+        """Claim and run a goal that nobody runs, or whose host has died; one that runs here looks for news."""
+        held = self._held.get(goal.id)
+        if held is not None and held.run is not None:
+            held.run.poke()
+        if held is not None or goal.id in self._accepting or self._is_draining:
             return
-        if len(self._held) < self._settings.goals_max:
+        if len(self._held) < self.settings.goals_max:
             self._launch(goal, is_claimed=False, replays=True)
 
     async def sweep(self, is_mine: Callable[[str], bool], is_alive: Callable[[str], bool]) -> None:
@@ -194,8 +182,8 @@ class Coordinator:
             is_mine: Tells whether a goal id belongs to this host by the current membership.
             is_alive: Tells whether a host is a member.
         """
-        records = await self.ledger.unfinished(self._swept_up_to, self._settings.sweep_goals_max)
-        is_last = len(records) < self._settings.sweep_goals_max
+        records = await self.ledger.unfinished(self._swept_up_to, self.settings.sweep_goals_max)
+        is_last = len(records) < self.settings.sweep_goals_max
         self._swept_up_to = "" if is_last else records[-1].goal.id
         for record in records:
             self.consider(record, is_mine, is_alive)
@@ -225,14 +213,13 @@ class Coordinator:
 
     def resume(self) -> None:
         """Take goals again."""
-        self._is_draining = self._is_closing
+        self._is_draining = self.is_closing
 
     async def close(self) -> None:
         """Stop running, and record nothing about it: another host goes on with what is under way."""
-        self._is_draining = self._is_closing = True
+        self._is_draining = self.is_closing = True
         for held in list(self._held.values()):
-            if held.timer is not None:
-                held.timer.cancel()
+            held.unwatch()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -241,12 +228,8 @@ class Coordinator:
     # --- One goal: events go into its machine, and its commands are carried out.
 
     def _launch(self, goal: Goal, *, is_claimed: bool, replays: bool) -> "asyncio.Future[Outcome]":
-        loop = asyncio.get_running_loop()
-        held = _Held(goal, loop.create_future(), replays)
-        self._held[goal.id] = held
-        held.timer = loop.call_later(
-            max(0.0, goal.deadline_at - self.clock.now()), self._feed, held, DeadlinePassed()
-        )
+        held = self._held[goal.id] = Held(goal, replays, self.clock, self.settings, self._feed)
+        held.watch()
         if is_claimed:
             self._feed(held, Granted())
         else:
@@ -255,7 +238,7 @@ class Coordinator:
             self._spawn(self._leave(held), f"leave {goal.id}")
         return held.outcome
 
-    async def _claim(self, held: _Held) -> None:
+    async def _claim(self, held: Held) -> None:
         try:
             granted = await self.stream.write(Claim(held.goal.id, self.clock.now()))
         except NexusError as error:
@@ -263,17 +246,16 @@ class Coordinator:
             granted = False
         self._feed(held, Granted() if granted else Refused())
 
-    def _feed(self, held: _Held, event: Event) -> None:
+    def _feed(self, held: Held, event: Event) -> None:
         for command in held.machine.step(event, self.clock.now()):
             self._carry_out(held, command)
 
-    def _carry_out(self, held: _Held, command: Command) -> None:
+    def _carry_out(self, held: Held, command: Command) -> None:
         match command:
             case RunFunction():
                 held.function = self._spawn(self._run(held), held.goal.type)
-            case StopFunction() if held.function is not None:
-                # Not at once: a task that is cancelled before its first step never runs, nor says that it ended.
-                asyncio.get_running_loop().call_soon(held.function.cancel)
+            case StopFunction():
+                held.stop()
             case RecordOutcome(outcome):
                 self._spawn(self._finish(held, outcome), f"finish {held.goal.id}")
             case LetGo():
@@ -281,7 +263,7 @@ class Coordinator:
             case GiveBack():
                 self._spawn(self._give_back(held.goal), f"give back {held.goal.id}")
 
-    async def _run(self, held: _Held) -> None:
+    async def _run(self, held: Held) -> None:
         goal = held.goal
         with observe(
             "coordination.execute",
@@ -293,7 +275,7 @@ class Coordinator:
                 event = await self._answer(held, operation.traceparent)
             except asyncio.CancelledError:
                 operation.result = "cancelled"
-                if self._is_closing and not held.machine.is_over and held.goal.id in self._held:
+                if self.is_closing and not held.machine.is_over and held.goal.id in self._held:
                     raise
                 event = Stopped()
             if isinstance(event, Raised):
@@ -301,14 +283,17 @@ class Coordinator:
                 operation.set({"error": event.failure.message})
         self._feed(held, event)
 
-    async def _answer(self, held: _Held, traceparent: str) -> Event:
+    async def _answer(self, held: Held, traceparent: str) -> Event:
         goal = held.goal
         spec = self.specs.goals.get(goal.type)
         if spec is None:
             return Raised(Failure("not_found", f"there is no goal type {goal.type!r} in this version of the app"))
         try:
-            steps = await read_steps(self.ledger, goal.id) if held.replays else {}
-            run = GoalRun(self, goal, traceparent, steps)
+            entries = await read_entries(self.ledger, goal.id) if held.replays else {}
+            is_stopped = held.machine.is_stopping
+            if is_stopped and not has_saga(entries):
+                return Stopped()
+            held.run = run = GoalRun(self, goal, held.machine, traceparent, entries, is_stopped=is_stopped)
             request = spec.payload.decode(goal.payload, "goal's payload")
             with closing(Team(run)) as team:
                 held.team = team
@@ -321,7 +306,7 @@ class Coordinator:
             text = f"goal {goal.type} failed: {type(error).__name__}: {error}"[:500]
             return Raised(Failure("unknown", text, error_type=type(error).__name__))
 
-    async def _finish(self, held: _Held, outcome: Outcome) -> None:
+    async def _finish(self, held: Held, outcome: Outcome) -> None:
         try:
             is_kept = await self.stream.write(Finish(held.goal.id, outcome))
         except NexusError as error:
@@ -348,7 +333,7 @@ class Coordinator:
         self._let_go(held)
         await self.dispatcher.forget_goal(held.goal.id)
 
-    async def _leave(self, held: _Held) -> None:
+    async def _leave(self, held: Held) -> None:
         if held.team is not None:
             await held.team.quiesce()
         self._feed(held, LeaveAsked())
@@ -373,11 +358,10 @@ class Coordinator:
             return None
         return record.outcome if record is not None else None
 
-    def _let_go(self, held: _Held) -> None:
+    def _let_go(self, held: Held) -> None:
         if self._held.get(held.goal.id) is held:
             del self._held[held.goal.id]
-        if held.timer is not None:
-            held.timer.cancel()
+        held.unwatch()
         if not held.outcome.done():
             held.outcome.set_exception(UnavailableError("the goal is run by another host now"))
             held.outcome.exception()  # Looked at: nobody need be waiting.

@@ -3,7 +3,7 @@
 Law: over a limit is a clear refusal, not a slow death.
 """
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class CoordinatorSettings(BaseModel):
@@ -21,3 +21,11 @@ class CoordinatorSettings(BaseModel):
     """How often the ledger is searched for goals that nobody runs, and for cancellations that were not told."""
     sweep_goals_max: int = 2000
     """Goals looked at in one sweep; the next one goes on from there."""
+    depth_max: int = Field(16, ge=1, le=32)
+    """Goals of goals of goals: a goal that submits itself ends here. More would not fit into an id."""
+    stop_grace_s: float = 60.0
+    """How long a function that was told to stop may go on, to compensate a saga; then its goal ends without it."""
+    clock_look_s: float = 10.0
+    """Longest wait for an instant before the clock is looked at again: a clock that jumps is noticed by then."""
+    question_look_s: float = 10.0
+    """Longest pause between two looks for a person's answer; who answers pokes the goal as well."""

@@ -1,7 +1,8 @@
 """The life of one goal on its host, as a machine: events in, commands out.
 
 Law: one terminal outcome, the first; after it, no event changes anything. What was asked to stop says `cancelled` or
-`expired` even if its function answers while it is being stopped. What is asked to leave ends here only if it answers.
+`expired` even if its function answers while it is being stopped. What is asked to leave ends here only if it answers,
+and a function that does not end in time after it was told to stop is left behind.
 """
 
 from dataclasses import dataclass
@@ -53,11 +54,16 @@ class LeaveAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class StopOverdue:
+    """The goal's function was told to stop, and has not ended in the time that it had for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The goal's function ended because it was told to."""
 
 
-Event = Granted | Refused | Answered | Raised | CancelAsked | DeadlinePassed | LeaveAsked | Stopped
+Event = Granted | Refused | Answered | Raised | CancelAsked | DeadlinePassed | LeaveAsked | StopOverdue | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +99,22 @@ Command = RunFunction | StopFunction | RecordOutcome | LetGo | GiveBack
 class GoalMachine:
     """Decides what becomes of one goal."""
 
-    __slots__ = ("_is_running", "_stop_as", "_stop_failure", "is_leaving", "is_over", "status")
+    __slots__ = ("_is_running", "_replays", "_stop_as", "_stop_failure", "is_leaving", "is_over", "status")
 
-    def __init__(self) -> None:
+    def __init__(self, replays: bool = False) -> None:
+        """`replays`: the function may have run before, and may have left something to undo."""
+        self._replays = replays
         self.status = GoalStatus.ACCEPTED
         self.is_over = False
         self.is_leaving = False
         self._is_running = False
         self._stop_as: GoalStatus | None = None
         self._stop_failure: Failure | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Tell whether it was asked to stop for good."""
+        return self._stop_as is not None
 
     def step(self, event: Event, now: float) -> list[Command]:
         """Take one event at wall-clock `now`; return what to do, in order."""
@@ -110,12 +123,13 @@ class GoalMachine:
         match event:
             case Granted():
                 self.status = GoalStatus.RUNNING
-                if self._stop_as is not None:
-                    return self._end(self._stop_as, now, failure=self._stop_failure)
                 if self.is_leaving:
                     return self._give_back()
+                if self._stop_as is not None and not self._replays:
+                    return self._end(self._stop_as, now, failure=self._stop_failure)
                 self._is_running = True
-                return [RunFunction()]
+                # The function of a goal that was stopped runs again only to undo what is to be undone.
+                return [RunFunction()] if self._stop_as is None else [RunFunction(), StopFunction()]
             case Refused():
                 self.is_over = True
                 return [StopFunction(), LetGo()] if self._is_running else [LetGo()]
@@ -124,16 +138,16 @@ class GoalMachine:
             case DeadlinePassed():
                 return self._stop(GoalStatus.EXPIRED, Failure("deadline_exceeded", "the goal's deadline passed"), now)
             case LeaveAsked():
-                is_news = not self.is_leaving and self._stop_as is None
+                is_news = not self.is_leaving
                 self.is_leaving = True
                 return [StopFunction()] if is_news and self._is_running else []
-            case _ if self._stop_as is not None:
-                return self._end(self._stop_as, now, failure=self._stop_failure)
-            case Answered(result, answered_by):
+            case StopOverdue():
+                was_told = self.is_leaving or self._stop_as is not None
+                return [StopFunction(), *self._stopped(now)] if was_told and self._is_running else []
+            case Answered(result, answered_by) if self._stop_as is None:
                 return self._end(GoalStatus.SUCCEEDED, now, result=result, answered_by=answered_by)
-            case _ if self.is_leaving:
-                # Whatever it raised, it may have raised for being stopped: where it goes on, it says so again.
-                return self._give_back()
+            case _ if self.is_leaving or self._stop_as is not None:
+                return self._stopped(now)
             case Raised(failure):
                 return self._end(GoalStatus.FAILED, now, failure=failure)
             case Stopped():
@@ -148,6 +162,14 @@ class GoalMachine:
         if self._is_running:
             return [] if self.is_leaving else [StopFunction()]
         return [] if self.status is GoalStatus.ACCEPTED else self._end(status, now, failure=failure)
+
+    def _stopped(self, now: float) -> list[Command]:
+        if self.is_leaving:
+            # Whatever it raised, it may have raised for being stopped: where it goes on, it says so again. And what
+            # it had begun to undo is undone there.
+            return self._give_back()
+        assert self._stop_as is not None
+        return self._end(self._stop_as, now, failure=self._stop_failure)
 
     def _give_back(self) -> list[Command]:
         self.is_over = True

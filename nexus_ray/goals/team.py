@@ -5,84 +5,47 @@ knows whether it ran, until the deadline.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 from nexus_ray.agents.agent import Agent
 from nexus_ray.agents.runner import private_key
 from nexus_ray.agents.schema import dump_json
 from nexus_ray.agents.spec import AgentSpec
-from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
-from nexus_ray.core.clock import Clock
+from nexus_ray.agents.task import TaskOrder
 from nexus_ray.core.deadline import Deadline
-from nexus_ray.core.errors import (
-    DeadlineExceededError,
-    EffectUnknownError,
-    FailedPreconditionError,
-    InvalidArgumentError,
-    NexusError,
-    NotFoundError,
-    ResourceExhaustedError,
-    TaskFailedError,
-    UnavailableError,
-)
+from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from nexus_ray.core.identity import AgentId, check_key
 from nexus_ray.goals import strategies
-from nexus_ray.goals.goal import EntryKind, Goal
-from nexus_ray.goals.spec import GoalFunction, GoalSpec
+from nexus_ray.goals.asking import Asked, settle, task_failed
+from nexus_ray.goals.goal import EntryKind
+from nexus_ray.goals.ports import Run
+from nexus_ray.goals.questions import Approval, question_key
+from nexus_ray.goals.saga import SagaStep, saga
+from nexus_ray.goals.spec import GoalFunction
 from nexus_ray.goals.step import StepKeys
 from nexus_ray.goals.strategies import Call
+from nexus_ray.goals.waiting import approval, is_answered, is_due, sleep_until
 
-_ASK_AGAIN_FIRST_S = 0.05
-_ASK_AGAIN_CEILING_S = 1.0
-_FULL_TRIES_MAX = 8  # A mailbox that stays full for some seconds is a refusal, not a hiccup.
+T = TypeVar("T")
 
 AgentRef = type[Agent] | str
 GoalRef = GoalFunction | str
 
 
-class Run(Protocol):
-    """What a team needs of the run of its goal."""
+class Prepared(NamedTuple):
+    """A question that was checked, and is not asked yet."""
 
-    goal: Goal
-    clock: Clock
-    traceparent: str
+    spec: AgentSpec
+    key: str
+    body: bytes
 
-    def recorded(self, step_key: str) -> TaskResult | None:
-        """Return the result that stands in the journal, as far as this run has read it."""
-        ...
-
-    async def look_up(self, step_key: str) -> TaskResult | None:
-        """Return the result that stands in the journal now."""
-        ...
-
-    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
-        """Have a task run where its agent is; see `Dispatcher`."""
-        ...
-
-    async def sub_goal(self, spec: GoalSpec, step_key: str, payload: bytes, deadline_at: float) -> TaskResult:
-        """Accept a goal of this goal, see it to its outcome and record that as a step."""
-        ...
-
-    def note(self, kind: EntryKind, body: bytes) -> None:
-        """Tell followers something that decides nothing."""
-        ...
-
-    def agent_spec(self, name: str) -> AgentSpec | None:
-        """Return an agent type by its name."""
-        ...
-
-    def goal_spec(self, name: str) -> GoalSpec | None:
-        """Return a goal type by its name."""
-        ...
-
-    def agent_type(self, cls: type[Agent]) -> str | None:
-        """Return the name under which a class was declared."""
-        ...
-
-    def goal_type(self, function: GoalFunction) -> str | None:
-        """Return the name under which a function was declared."""
-        ...
+    @property
+    def name(self) -> str:
+        """Whom it is for."""
+        return f"{self.spec.type}/{self.key}"
 
 
 class Team:
@@ -94,6 +57,7 @@ class Team:
         self._specs: dict[AgentRef, AgentSpec] = {}  # What was asked before, so that each ask is one look-up.
         self._asking: set[asyncio.Future[Any]] = set()  # What is waited for now.
         self._headers = {**run.goal.headers, "traceparent": run.traceparent}
+        self._questions: set[str] = set()  # The keys of what people were asked.
         self._is_closed = False
         self._is_leaving = False
 
@@ -130,16 +94,32 @@ class Team:
             InvalidArgumentError: The payload does not fit the agent.
             NotFoundError: There is no such agent type.
         """
+        prepared = self.prepare(agent, payload, key)
+        spec, _, body = prepared
+        step_key = self._keys.next(spec.type, key, body)
+        return self.put(prepared, step_key, self._deadline_at(timeout_s))
+
+    def prepare(self, agent: AgentRef, payload: Any, key: str) -> Prepared:
+        """Check what is to be asked, without asking it; raises what `begin` raises."""
         spec = self._agent_spec(agent)
         check_key(key)
-        body = spec.payload.encode(payload, f"payload for {spec.type}/{key}")
-        step_key = self._keys.next(spec.type, key, body)
+        return Prepared(spec, key, spec.payload.encode(payload, f"payload for {spec.type}/{key}"))
+
+    def step_key(self, target: str, body: bytes) -> str:
+        """Return the name of one more step that is no agent's."""
+        return self._keys.next(target, "", body)
+
+    def put(
+        self, prepared: Prepared, step_key: str, deadline_at: float, *, undoes: bool = False
+    ) -> "asyncio.Future[Any]":
+        """Ask under a step key, unless its answer stands; `undoes` is asked even for a goal that was stopped."""
+        spec, key, body = prepared
         result = self._run.recorded(step_key)
         if result is not None:
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            _settle(answer, spec, result)
+            settle(answer, spec, result)
             return answer
-        if self._is_closed:
+        if self._is_closed or (self._run.is_stopped and not undoes):
             return self._not_asked()
         is_private = spec.options.scope == "goal"
         order = TaskOrder(
@@ -148,10 +128,10 @@ class Team:
             AgentId(spec.type, private_key(self.goal_id, key) if is_private else key),
             body,
             self._headers,
-            self._deadline_at(timeout_s),
+            deadline_at,
             is_private,
         )
-        return _Question(self._run, spec, order, self._asking).answer
+        return Asked(self._run, spec, order, self._asking).answer
 
     async def goal(self, goal: GoalRef, payload: Any = None, *, timeout_s: float | None = None) -> Any:
         """Submit a goal of this goal, wait for its outcome and return its result.
@@ -169,13 +149,7 @@ class Team:
         step_key = self._keys.next(f"goal:{spec.type}", "", body)
         result = self._run.recorded(step_key)
         if result is None:
-            if self._is_closed:
-                return await self._not_asked()
-            deadline_at = self._deadline_at(timeout_s)
-            child = asyncio.ensure_future(self._run.sub_goal(spec, step_key, body, deadline_at))
-            self._asking.add(child)
-            child.add_done_callback(self._asking.discard)
-            result = await child
+            result = await self._wait_for(self._run.sub_goal(spec, step_key, body, self._deadline_at(timeout_s)))
         if result.failure is not None:
             raise task_failed(result.failure)
         return spec.result.decode(result.value, f"result of goal {spec.type}")
@@ -243,6 +217,74 @@ class Team:
         """Give each stage the answer of the one before; see `strategies.pipeline`."""
         return await strategies.pipeline(self, payload, *stages, key=key, timeout_s=timeout_s)
 
+    async def sleep(self, seconds: float, *, key: str = "main") -> None:
+        """Wait for a length of time that goes on over restarts: it is counted from the first time it was asked for.
+
+        Raises:
+            InvalidArgumentError: It would end after the goal's deadline.
+        """
+        if not 0 <= seconds < math.inf:
+            raise InvalidArgumentError("a goal sleeps for 0 seconds or more")
+        step_key = self._keys.next("timer:sleep", key, repr(float(seconds)).encode())
+        await self._until(step_key, self._run.clock.now() + seconds)
+
+    async def sleep_until(self, at: float | datetime, *, key: str = "main") -> None:
+        """Wait for an instant (wall-clock seconds since 1970, or a datetime with a time zone).
+
+        The instant of the first run counts, whatever a run after a crash works out. If the wall clock jumps forwards
+        past it, it has come; if it jumps back, the wait takes no longer than it would have, except after a restart.
+
+        Raises:
+            InvalidArgumentError: It is after the goal's deadline.
+        """
+        if isinstance(at, datetime):
+            if at.tzinfo is None:
+                raise InvalidArgumentError("an instant has a time zone: datetime.now(UTC), for example")
+            at = at.timestamp()
+        await self._until(self._keys.next("timer:until", key, b""), at)
+
+    async def _until(self, step_key: str, due_at: float) -> None:
+        if not is_due(self._run, step_key):
+            await self._wait_for(sleep_until(self._run, step_key, due_at))
+
+    async def approval(
+        self, question: str, *, key: str = "main", to: str = "", timeout_s: float | None = None
+    ) -> Approval:
+        """Ask a person, and wait for the answer for as long as it takes, over restarts.
+
+        The person answers by `POST /v1/goals/ID/questions/KEY` or `nexus goal answer ID KEY --yes`; the first answer
+        stands.
+
+        Args:
+            question: What is asked, as text.
+            key: Names the question within the goal, where it asks several.
+            to: The role, or the principal, that may answer; whoever may answer questions at all where not given.
+            timeout_s: Seconds from the first time it was asked; until the goal's deadline where not given.
+
+        Raises:
+            DeadlineExceededError: Nobody answered in time.
+            InvalidArgumentError: A question of this key was asked before, or it is malformed.
+        """
+        step_key = question_key(key)
+        if key in self._questions:
+            raise InvalidArgumentError(f"question {key!r} was asked already: give each its own key")
+        self._questions.add(key)
+        waiting = approval(self._run, step_key, key, question, to, self._deadline_at(timeout_s))
+        return await (waiting if is_answered(self._run, step_key) else self._wait_for(waiting))
+
+    async def saga(self, steps: Sequence[SagaStep]) -> list[Any]:
+        """Ask for actions in order; if one fails, or the goal is cancelled or expires, undo the others, last first.
+
+        A compensation is tried until it is done, for `goals.stop_grace_s` after the goal's end at the longest. One
+        that fails for good does not keep the others from being tried. An action of which nobody knows whether it was
+        done is undone too: a compensation has to bear that there is nothing to undo.
+
+        Raises:
+            SagaFailedError: `details` name the action that `failed`, what was `compensated` and `not_compensated`.
+            InvalidArgumentError, NotFoundError: A step is malformed; nothing was begun.
+        """
+        return await saga(self, self._run, steps)
+
     def note(self, content: Any) -> None:
         """Tell whoever follows the goal something (a JSON value): progress, a thought. It decides nothing."""
         self._run.note(EntryKind.NOTE, dump_json(content, "note"))
@@ -272,12 +314,27 @@ class Team:
         if asked:
             await asyncio.wait(asked)
 
+    async def _wait_for(self, waiting: Coroutine[Any, Any, T]) -> T:
+        """Wait for something that ends with the goal's function at the latest."""
+        if self._is_closed or self._run.is_stopped:
+            waiting.close()
+            answer: T = await self._not_asked()
+            return answer
+        child = asyncio.ensure_future(waiting)
+        self._asking.add(child)
+        child.add_done_callback(self._asking.discard)
+        return await child
+
     def _not_asked(self) -> "asyncio.Future[Any]":
-        """Return what is never answered, where the goal goes on elsewhere; it is asked there.
+        """Return what is never answered, where the goal goes on elsewhere, and cancelled where it was stopped.
 
         Raises:
             FailedPreconditionError: The goal has ended.
         """
+        if self._run.is_stopped and not self._is_closed:
+            stopped: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            stopped.cancel()
+            return stopped
         if not self._is_leaving:
             raise FailedPreconditionError(f"goal {self.goal_id} has ended: nobody is asked for it any more")
         never: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -300,90 +357,3 @@ class Team:
         if timeout_s <= 0:
             raise InvalidArgumentError("timeout_s must be more than 0 seconds")
         return min(self._run.goal.deadline_at, self._run.clock.now() + timeout_s)
-
-
-class _Question:
-    """One step under way: dispatched, and dispatched again while nobody knows whether it ran."""
-
-    __slots__ = ("_asked", "_asking", "_is_last", "_order", "_run", "_spec", "answer")
-
-    def __init__(self, run: Run, spec: AgentSpec, order: TaskOrder, asking: "set[asyncio.Future[Any]]") -> None:
-        """`asking` holds the answer for as long as it is waited for."""
-        self._run = run
-        self._spec = spec
-        self._order = order
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.answer.add_done_callback(self._ended)
-        self._asking = asking
-        asking.add(self.answer)
-        self._is_last = False  # What comes is the last word: it has been asked as often as is worth it.
-        self._asked = run.dispatch(order)
-        self._asked.add_done_callback(self._came)
-
-    def _ended(self, answer: "asyncio.Future[Any]") -> None:
-        self._asking.discard(answer)
-        if answer.cancelled():
-            self._asked.cancel()
-
-    def _came(self, asked: "asyncio.Future[TaskResult]") -> None:
-        if self.answer.done():
-            if not asked.cancelled():
-                asked.exception()  # Looked at, so that asyncio does not complain of what nobody needs any more.
-        elif asked.cancelled():
-            self.answer.cancel()
-        elif (error := asked.exception()) is None:
-            _settle(self.answer, self._spec, asked.result())
-        elif isinstance(error, UnavailableError | ResourceExhaustedError) and not self._is_last:
-            self._is_last = True
-            self._asked = asyncio.get_running_loop().create_task(self._again(error), name=str(self._order.agent))
-            self._asked.add_done_callback(self._came)
-        else:
-            self.answer.set_exception(error)
-
-    async def _again(self, refusal: UnavailableError | ResourceExhaustedError) -> TaskResult:
-        order, clock = self._order, self._run.clock
-        delay_s = _ASK_AGAIN_FIRST_S
-        full_count = 0
-        while True:
-            if isinstance(refusal, ResourceExhaustedError):
-                full_count += 1
-                if full_count >= _FULL_TRIES_MAX:
-                    raise refusal
-            if order.deadline_at - clock.now() <= delay_s:
-                raise DeadlineExceededError(
-                    f"no answer from {order.agent} before the deadline: {refusal.message}", agent=str(order.agent)
-                )
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, _ASK_AGAIN_CEILING_S)
-            known = await self._run.look_up(order.step_key)
-            if known is not None:
-                return known
-            try:
-                return await self._run.dispatch(order)
-            except (UnavailableError, ResourceExhaustedError) as error:
-                refusal = error
-
-
-def _settle(answer: "asyncio.Future[Any]", spec: AgentSpec, result: TaskResult) -> None:
-    """Give a result to whoever waits, decoded, or raised as the error that it is."""
-    if result.failure is not None:
-        answer.set_exception(task_failed(result.failure))
-        return
-    try:
-        answer.set_result(spec.result.decode(result.value, "result"))
-    except NexusError as error:
-        answer.set_exception(error)
-
-
-def task_failed(failure: Failure) -> TaskFailedError:
-    """Return a stored failure as the error to raise."""
-    is_unknown = failure.error_type == EffectUnknownError.__name__
-    return (EffectUnknownError if is_unknown else TaskFailedError)(
-        failure.message,
-        failed_with=failure.code,
-        error_type=failure.error_type,
-        agent=failure.agent,
-        host=failure.host,
-        attempts=failure.attempts,
-        step=failure.step,
-    )

@@ -21,7 +21,7 @@ from nexus_ray.core.errors import (
     error_classes,
 )
 
-# Two classes share "aborted" and two "internal"; these are the ones that a problem document means.
+# Several classes share "aborted" and two "internal"; these are the ones that a problem document means.
 _BY_CODE: dict[str, type[NexusError]] = {
     **{cls.code: cls for cls in error_classes().values()},
     "internal": InternalError,

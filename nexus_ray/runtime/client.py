@@ -150,6 +150,15 @@ class Connection:
         given = {name: value for name, value in query.items() if value is not None}
         return list(self._json("GET", "/v1/goals", params=given)["goals"])
 
+    def questions(self) -> list[dict[str, Any]]:
+        """Return what goals ask of people and nobody has answered, oldest first; 1,000 at the most."""
+        return list(self._json("GET", "/v1/questions", params={"limit": 1000})["questions"])
+
+    def answer(self, id: str, key: str, approved: bool, comment: str = "") -> dict[str, Any]:
+        """Answer a question of a goal; the first answer stands, and the same one again changes nothing."""
+        body = {"approved": approved, "comment": comment}
+        return dict(self._json("POST", f"{_path(id)}/questions/{quote(key, safe='')}", json=body))
+
     def agents(self) -> list[dict[str, Any]]:
         """Return the agents that are active now."""
         return list(self._json("GET", "/v1/agents")["agents"])

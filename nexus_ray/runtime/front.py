@@ -30,6 +30,7 @@ from nexus_ray.goals.feed import ChangeFeed
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
 from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.limits import CoordinatorSettings
+from nexus_ray.goals.questions import Approval, Question, answer_question, question_of
 from nexus_ray.goals.spec import Specs
 from nexus_ray.observe import metrics
 from nexus_ray.observe.operation import flush, observe
@@ -184,6 +185,24 @@ class FrontDoor:
                 raise FailedPreconditionError(f"goal {goal_id} has ended: {record.status}", status=record.status.value)
             await self._fleet.poke_cancel(record, session.principal)
             return record
+
+    async def questions(self, session: Session, after_seq: int, limit: int) -> list[tuple[int, Question]]:
+        """Return what goals ask of people and nobody has answered, oldest first, each with its `seq`."""
+        self._authorizer.authorize(session, "goal:read")
+        return [(entry.seq, question_of(entry)) for entry in await self._ledger.questions(after_seq, limit)]
+
+    async def answer(
+        self, session: Session, goal_id: str, key: str, approved: bool, comment: str
+    ) -> tuple[Question, Approval]:
+        """Answer a question of a goal; see `answer_question` for what is refused."""
+        self._authorizer.authorize(session, "goal:answer", goal_id)
+        with observe("goal.answer", attributes={"goal.id": goal_id}):
+            record = await self._record(goal_id)
+            answered = await answer_question(
+                self._ledger, record, session, key, approved=approved, comment=comment, now=self._clock.now()
+            )
+            await self._fleet.poke([record.goal])
+            return answered
 
     async def goal(self, session: Session, goal_id: str) -> GoalRecord:
         """Return a goal and where it stands.

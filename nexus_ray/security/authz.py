@@ -15,14 +15,15 @@ from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
 
 ACTIONS = (
-    "goal:submit", "goal:read", "goal:cancel", "goal_type:read", "agent:read", "host:read", "metrics:read",
-    "host:drain", "trace:read",
+    "goal:submit", "goal:read", "goal:cancel", "goal:answer", "goal_type:read", "agent:read", "host:read", "host:drain",
+    "metrics:read", "trace:read",
 )  # fmt: skip
 _FILE = "roles.toml"
 _DEFAULT = """\
 # What each role may do. `*` stands only at the end. Changes are read when the fleet starts.
 [roles]
 reader = ["goal:read", "goal_type:read", "agent:read", "host:read", "metrics:read", "trace:read"]
+approver = ["goal:read", "goal:answer"]
 operator = ["goal:*", "goal_type:*", "agent:*", "host:*", "metrics:*", "trace:*"]
 """
 _GRANT = re.compile(r"[a-z_]+:([a-z_]+|\*)\Z")

@@ -24,6 +24,7 @@ from nexus_ray.goals.machine import (
     Refused,
     RunFunction,
     StopFunction,
+    StopOverdue,
     Stopped,
 )
 
@@ -35,7 +36,7 @@ def event_of(text: str) -> Event:
     word, _, argument = text.partition(" ")
     simple: dict[str, Event] = {
         "granted": Granted(), "refused": Refused(), "raised": Raised(BROKE), "deadline": DeadlinePassed(),
-        "stopped": Stopped(), "leave": LeaveAsked(),
+        "stopped": Stopped(), "leave": LeaveAsked(), "overdue": StopOverdue(),
     }  # fmt: skip
     if word == "answered":
         return Answered(argument.encode())
@@ -56,9 +57,13 @@ def stories() -> Iterator[tuple[str, list[str]]]:
         yield title, lines
 
 
-@pytest.mark.parametrize("lines", [pytest.param(lines, id=title) for title, lines in stories()])
-def test_a_goal_lives_as_it_is_told(lines: list[str]) -> None:
-    machine = GoalMachine()
+def a_machine(title: str) -> GoalMachine:
+    return GoalMachine(replays=title.startswith("again"))
+
+
+@pytest.mark.parametrize(("title", "lines"), [pytest.param(*story, id=story[0]) for story in stories()])
+def test_a_goal_lives_as_it_is_told(title: str, lines: list[str]) -> None:
+    machine = a_machine(title)
     told = []
     for number, line in enumerate(lines):
         event = line.partition("->")[0].strip()
@@ -70,9 +75,11 @@ def test_a_goal_lives_as_it_is_told(lines: list[str]) -> None:
 
 
 class AnyLife(RuleBasedStateMachine):
+    replays = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.machine = GoalMachine()
+        self.machine = GoalMachine(replays=self.replays)
         self.now = 0.0
         self.commands: list[Command] = []
         self.first_stop: GoalStatus | None = None
@@ -80,7 +87,7 @@ class AnyLife(RuleBasedStateMachine):
     @rule(event=st.sampled_from(
         [
             Granted(), Refused(), Answered(b"7"), Raised(BROKE), CancelAsked("ann"), DeadlinePassed(), LeaveAsked(),
-            Stopped(),
+            StopOverdue(), Stopped(),
         ]
     ))  # fmt: skip
     def anything_happens(self, event: Event) -> None:
@@ -105,7 +112,7 @@ class AnyLife(RuleBasedStateMachine):
         assert len(ends) == self.machine.is_over
         assert self.commands.count(RunFunction()) <= 1
         assert StopFunction() not in self.commands or RunFunction() in self.commands
-        assert GiveBack() not in self.commands or (self.machine.is_leaving and self.first_stop is None)
+        assert GiveBack() not in self.commands or self.machine.is_leaving
         for outcome in outcomes:
             assert outcome.status is self.machine.status and outcome.status.is_terminal
             assert (outcome.failure is None) == (outcome.status is GoalStatus.SUCCEEDED) == bool(outcome.result)
@@ -113,5 +120,11 @@ class AnyLife(RuleBasedStateMachine):
                 assert outcome.status is self.first_stop
 
 
+class AnyLifeAfterAnother(AnyLife):
+    replays = True
+
+
 TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(max_examples=60, stateful_step_count=12, derandomize=True)
+TestAnyLifeAfterAnother = AnyLifeAfterAnother.TestCase
+for lives in (TestAnyLife, TestAnyLifeAfterAnother):
+    lives.settings = settings(max_examples=60, stateful_step_count=12, derandomize=True)

@@ -57,7 +57,8 @@ def test_each_error_means_something_of_its_own() -> None:
 
     shared = {code: names for code, names in by_code.items() if len(names) > 1}
     assert shared == {
-        "internal": {"NexusError", "InternalError"}, "aborted": {"FencedError", "QuorumNotReachedError"},
+        "internal": {"NexusError", "InternalError"},
+        "aborted": {"FencedError", "QuorumNotReachedError", "EffectUnknownError", "NotDoneError", "SagaFailedError"},
     }  # fmt: skip
     assert all(cls.__doc__ and name.endswith("Error") for name, cls in classes.items())
 

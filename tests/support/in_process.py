@@ -9,6 +9,7 @@ import orjson
 
 from nexus_ray.app import App
 from nexus_ray.config import Settings
+from nexus_ray.core.clock import Clock
 from nexus_ray.core.context import CallContext
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import FailedPreconditionError, NotFoundError, UnavailableError
@@ -27,11 +28,14 @@ SESSION = Session("s", "tester", "test", ("operator",), 9e9)
 class InProcessFleet:
     """Implements `Carrier` and `front.Fleet` over hosts in this process."""
 
-    def __init__(self, app: App, ledger: Ledger, settings: Settings, isolation: Any = None) -> None:
+    def __init__(
+        self, app: App, ledger: Ledger, settings: Settings, isolation: Any = None, clock: Clock | None = None
+    ) -> None:
         self.app = app
         self.ledger = ledger
         self.settings = settings
         self.isolation = isolation
+        self.clock = clock
         self.hosts_by_name: dict[str, HostProcess] = {}
         self.epoch = 0
         self.drained: set[str] = set()
@@ -39,7 +43,7 @@ class InProcessFleet:
     def add(self, name: str) -> HostProcess:
         host = HostProcess(
             host=name, node="here", app=self.app, settings=self.settings, ledger=self.ledger, carrier=self,
-            isolation=self.isolation,
+            isolation=self.isolation, clock=self.clock,
         )  # fmt: skip
         host.start()
         self.hosts_by_name[name] = host
@@ -121,9 +125,10 @@ class InProcessFleet:
 
 @contextlib.asynccontextmanager
 async def in_process_fleet(
-    app: App, *, hosts: int = 2, ledger: Ledger | None = None, settings: Settings | None = None, isolation: Any = None
-) -> AsyncIterator[InProcessFleet]:
-    fleet = InProcessFleet(app, ledger or MemoryLedger(), settings or Settings(), isolation)
+    app: App, *, hosts: int = 2, ledger: Ledger | None = None, settings: Settings | None = None, isolation: Any = None,
+    clock: Clock | None = None,
+) -> AsyncIterator[InProcessFleet]:  # fmt: skip
+    fleet = InProcessFleet(app, ledger or MemoryLedger(), settings or Settings(), isolation, clock)
     for number in range(hosts):
         fleet.add(f"host-{number}")
     fleet.publish()
