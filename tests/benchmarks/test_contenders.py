@@ -132,7 +132,7 @@ def test_no_list_is_left_over() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["dask", "dask>=1", "dask==1.*", "-r more.txt", "--index-url x", "a==1 ; python_version>'3'", "a @ file:x", "# a"],
+    ["dask", "dask>=1", "dask==1.*", "-r more.txt", "a==1 ; python_version>'3'", "a @ file:x", "# a"],
 )
 def test_a_list_with_anything_but_pins_is_refused(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "LISTS", tmp_path)
