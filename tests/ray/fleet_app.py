@@ -8,8 +8,10 @@ from typing import Any
 from pydantic import BaseModel
 
 import nexus_ray as nexus
+from benchmarks.chaos import agents as chaos
 
 app = nexus.App("under-test")
+chaos.install(app)
 
 
 class Count(BaseModel):
