@@ -1,10 +1,11 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench notebooks docs clean
+.PHONY: help demo test simulate lint bench notebooks docs clean
 help:
 	@echo "make demo   review the Python packages installed here with a fleet of agents"
 	@echo "make test   run the tests"
+	@echo "make simulate SEEDS=1..100000  run the fleet in a simulation, seed by seed; SEED=n tells the story of one"
 	@echo "make lint   check style, types and floors"
 	@echo "make bench  measure, and print a table"
 	@echo "make notebooks  run the notebooks against a fleet of their own, and keep what they print"
@@ -22,6 +23,9 @@ demo: .venv/.stamp
 
 test: .venv/.stamp
 	@$(BIN)/python -m pytest
+
+simulate: .venv/.stamp
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000)) $(if $(BUG),--bug $(BUG))
 
 lint: .venv/.stamp
 	@$(BIN)/ruff check .
