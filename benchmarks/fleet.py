@@ -91,6 +91,12 @@ async def wake_passing(crowd: Crowd, team: nexus.Team) -> int:
     return sum(answer.count > 0 for answer in await team.fan_out(Passing, _parcels(crowd), key=_text))
 
 
+@app.goal
+async def recall(crowd: Crowd, team: nexus.Team) -> int:
+    """Ask agents with durable state."""
+    return sum(answer.count > 0 for answer in await team.fan_out(Ledgered, _parcels(crowd), key=_text))
+
+
 def _parcels(crowd: Crowd) -> list[Parcel]:
     return [Parcel(text=name) for name in crowd.names]
 

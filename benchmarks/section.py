@@ -18,6 +18,7 @@ MODULES = {
     "knee": "benchmarks.knee",
     "widths": "benchmarks.widths",
     "agents": "benchmarks.agents",
+    "recovery": "benchmarks.recovery",
     "carrier": "benchmarks.carrier",
     "front-door": "benchmarks.front_door",
     "parts": "benchmarks.parts",
