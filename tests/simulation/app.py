@@ -146,6 +146,50 @@ async def pay(number: int, team: nexus.Team) -> list[int]:
     return answers
 
 
+class Booking(BaseModel):
+    """Who has a seat."""
+
+    goals: list[str] = []
+
+
+class Request(BaseModel):
+    """Book for a goal, or take back what was booked, if it was."""
+
+    goal: str
+    is_undone: bool = False
+
+
+@app.agent("seat", retries=1)
+class Seat(nexus.Agent):
+    state: Booking
+
+    async def handle(self, request: Request) -> int:
+        await asyncio.sleep(0.05)
+        others = [goal for goal in self.state.goals if goal != request.goal]
+        self.state.goals = others if request.is_undone else [*others, request.goal]
+        return len(self.state.goals)
+
+
+@app.goal
+async def trip(is_full: bool, team: nexus.Team) -> int:
+    """Book three seats, or none: where it is full, the last one fails."""
+    book, undo = Request(goal=team.goal_id), Request(goal=team.goal_id, is_undone=True)
+    steps = [nexus.SagaStep(Call(Seat, book, key), Call(Seat, undo, key)) for key in ("x", "y", "z")]
+    if is_full:
+        steps.append(nexus.SagaStep(Call(Faulty, 0, "full")))
+    await team.saga(steps)
+    return 3
+
+
+@app.goal
+async def patient(key: str, team: nexus.Team) -> bool:
+    """Sleep, ask a person, and go on."""
+    await team.sleep(0.6)
+    approval = await team.approval("may I?", key="may")
+    await team.ask(Counter, 0.0, key=key)
+    return approval.approved
+
+
 @app.goal
 async def late(seconds: float, team: nexus.Team) -> str:
     await team.ask(Counter, 0.0, key="late")
@@ -171,6 +215,8 @@ EXPECTED: dict[str, tuple[tuple[str, ...], Any]] = {
     "race": (("succeeded",), lambda key: 6),
     "quorum": (("succeeded",), lambda number: 1),
     "pay": (("succeeded", "failed"), lambda number: list(range(number))),
+    "patient": (("succeeded",), lambda key: True),
+    "trip": (("succeeded", "failed"), lambda is_full: 3),
     "late": (("expired", "failed"), None),
     "broken": (("failed",), None),
     "parent_of_the_late": (("expired", "failed"), None),

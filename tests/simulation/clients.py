@@ -16,6 +16,7 @@ from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import AlreadyExistsError, NexusError, ResourceExhaustedError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.goals.goal import Goal, Outcome, RequestCancel
+from nexus_ray.goals.questions import answer_question
 from tests.simulation.loop import Process
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def wishes(random: Random) -> list[Wish]:
     for _ in range(random.randint(2, 6)):
         type_ = random.choice(
             ["fan", "count", "count", "count", "clumsy", "tree", "race", "quorum", "late", "broken", "pay", "pay",
+             "patient", "trip", "trip",
              "parent_of_the_late"]
         )  # fmt: skip
         payload: Any
@@ -56,7 +58,9 @@ def wishes(random: Random) -> list[Wish]:
                 payload = random.choices(keys, k=random.randint(2, 5))
             case "tree":
                 payload = random.randint(0, 2)
-            case "race":
+            case "trip":
+                payload = random.random() < 0.6
+            case "race" | "patient":
                 payload = random.choice(keys)
             case "late" | "parent_of_the_late":
                 payload, timeout_s = 60.0, random.uniform(0.5, 4.0)
@@ -190,6 +194,21 @@ class Client:
     async def _tell_cancel(self, process: Process, cancel: Any, goal_id: str) -> None:
         with contextlib.suppress(NexusError):  # The sweep finds it.
             await self._world.network.call(process, "cancel", cancel, goal_id, SESSION.principal)
+
+
+async def answer_all(world: "World", process: Process) -> None:
+    """What a person does: look for questions now and then, and say yes to each."""
+    ledger = world.ledger_client()
+    while True:
+        await asyncio.sleep(0.7)
+        with contextlib.suppress(NexusError):
+            for entry in await ledger.questions(0, 100):
+                record = await ledger.goal(entry.goal_id)
+                if record is not None:
+                    await answer_question(
+                        ledger, record, SESSION, "may", approved=True, comment="", now=process.now()
+                    )
+                    world.tell("answered", entry.goal_id)
 
 
 async def operate(world: "World", random: Random) -> None:

@@ -17,6 +17,7 @@ from tests.simulation.app import EXPECTED
 from tests.simulation.disk import Disk
 
 _COUNTING = ("counter/", "clumsy/")
+_MAY_FAIL = {("pay", "EffectUnknownError"), ("trip", "SagaFailedError")}
 _COMPLAINTS_MAX = 20
 
 
@@ -160,7 +161,7 @@ class Referee:
         if goal.parent and "late" in self._disk.goals[line[-1]].type:
             return
         failure = outcome.failure.error_type if outcome.failure else ""
-        if goal.type == "pay" and outcome.status == "failed" and failure == "EffectUnknownError":
+        if outcome.status == "failed" and (goal.type, failure) in _MAY_FAIL:
             return
         expected = None if result is None else result(orjson.loads(goal.payload))
         if outcome.status not in statuses or (expected is not None and outcome.result != orjson.dumps(expected)):
@@ -176,6 +177,9 @@ class Referee:
                 if body["agent"].startswith(_COUNTING) and "value" in body:
                     counted[body["agent"]].append(body["value"])
         for (type_, key), state in self._disk.states.items():
+            if type_ == "seat":
+                self._check_seat(key, orjson.loads(state.body)["goals"])
+                continue
             values = counted.pop(f"{type_}/{key}", [])
             stored = orjson.loads(state.body)["n"]
             if sorted(values) != list(range(1, len(values) + 1)) or stored != len(values) or state.version != stored:
@@ -184,3 +188,14 @@ class Referee:
                 )
         for agent, values in counted.items():
             self.complain(f"{agent} has no state, but {len(values)} steps on record")
+
+    def _check_seat(self, key: str, booked: list[str]) -> None:
+        """Who has a seat is who got all of them."""
+        for goal_id, goal in self._disk.goals.items():
+            record = self._disk.record(goal_id)
+            if goal.type != "trip" or record is None or record.outcome is None:
+                continue
+            if record.outcome.status == "succeeded" and goal_id not in booked:
+                self.complain(f"{goal_id} succeeded, and has no seat {key}")
+            if record.outcome.status == "failed" and goal_id in booked:
+                self.complain(f"{goal_id} failed, and has seat {key} still")

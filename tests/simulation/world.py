@@ -18,7 +18,7 @@ from nexus_ray.core.errors import UnavailableError
 from nexus_ray.runtime.placement import Membership, Placement, Slot
 from nexus_ray.runtime.process import HostProcess
 from tests.simulation import app
-from tests.simulation.clients import Client, operate, wishes
+from tests.simulation.clients import Client, answer_all, operate, wishes
 from tests.simulation.disk import Disk
 from tests.simulation.faults import draw
 from tests.simulation.fleet import DirectoryProcess, Host, follow
@@ -253,7 +253,11 @@ class World:
         """Run until every client has its answer and every goal its outcome; then ask the referee."""
         self._plan_trouble()
         running = []
-        for number, wish in enumerate(wishes(Random(f"{self.seed} wishes"))):
+        wanted = wishes(Random(f"{self.seed} wishes"))
+        if any(wish.type == "patient" for wish in wanted):
+            person = Process(self.loop, "person", "client")
+            person.start(answer_all(self, person))
+        for number, wish in enumerate(wanted):
             process = Process(self.loop, f"client-{number}", "client")
             self._clients.append(process)
             running.append(process.start(Client(self, number, wish, process).run()))
