@@ -82,7 +82,7 @@ def question_routes(app: FastAPI, front: FrontDoor) -> None:
         tags=["goals"],
         openapi_extra=needs("goal:read"),
         responses={
-            200: answer(QuestionsAnswer, "A page.", {"questions": [_QUESTION], "next": None}),
+            200: answer(QuestionsAnswer, "A page.", {"questions": [_QUESTION], "next": 7}),
             **refusals(403, 422),
         },
     )

@@ -63,7 +63,8 @@ async def approval(run: Run, step_key: str, key: str, question: str, to: str, un
 
 async def _answered(run: Run, asked: Entry, countdown: Countdown) -> Entry:
     key = answer_key(asked.step_key)
-    is_for_the_goal = question_of(asked).until >= run.goal.deadline_at  # Then the goal's own deadline ends the wait, and says so.
+    # Then the goal's own deadline ends the wait, and says so.
+    is_for_the_goal = question_of(asked).until >= run.goal.deadline_at
     pause_s = _LOOK_FIRST_S
     while (left_s := countdown.remaining_s()) > 0 or is_for_the_goal:
         await run.poked(min(left_s or pause_s, pause_s))

@@ -61,6 +61,11 @@ def make_app() -> nexus.App:
         await asyncio.Event().wait()
 
     @app.goal
+    async def asks(request: dict[str, Any], team: nexus.Team) -> list[Any]:
+        answer = await team.approval("Ship it?", **request)
+        return [answer.approved, answer.by, answer.comment]
+
+    @app.goal
     async def broken(request: Any, team: nexus.Team) -> Any:
         raise ValueError("a secret of the inside")
 

@@ -39,6 +39,7 @@ class Standing:
         self._stack = contextlib.AsyncExitStack()
         self._door: Door | None = None
         self.goal_id = ""
+        self.asking_id = ""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
@@ -55,6 +56,7 @@ class Standing:
                 self._token = self._door.token("operator")
                 async with self._door.client("operator") as client:
                     self.goal_id = (await submit(client, "echo", **{"Prefer": "wait=5"})).json()["id"]
+                    self.asking_id = (await submit(client, "asks", {})).json()["id"]
                 await send({"type": "lifespan.startup.complete"})
             else:
                 assert self._door is not None
@@ -98,7 +100,9 @@ def test_whatever_is_sent_the_answer_is_one_that_the_document_names(standing: St
             case.path_parameters["type"] = "tally"
         if is_known and "host" in case.path_parameters:
             case.path_parameters["host"] = "host-0"
-        if is_known and isinstance(case.body, dict):
+        if is_known and "key" in case.path_parameters:
+            case.path_parameters.update(goal_id=standing.asking_id, key="main")
+        elif is_known and isinstance(case.body, dict):
             case.body["type"] = "echo"
         response = case.call(app=standing)
         seen.add(response.status_code)

@@ -10,6 +10,7 @@ import nexus_ray as nexus
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import InvalidArgumentError, QuorumNotReachedError, TaskFailedError
 from nexus_ray.goals.goal import EntryKind, GoalStatus, RequestCancel
+from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.strategies import Call
 from tests.support.in_process import in_process_fleet
 
@@ -406,3 +407,21 @@ async def test_private_agents_live_and_end_with_their_goal() -> None:
         assert value(await fleet.run("goal")) == 5
         while await fleet.agents(10):
             await asyncio.sleep(0)
+
+
+async def test_a_goal_that_submits_itself_ends_at_the_depth_that_is_set() -> None:
+    app, _ = make_app()
+    depths: list[int] = []
+
+    @app.goal
+    async def again(request: Any, team: nexus.Team) -> Any:
+        depths.append(team.goal_id.count("."))
+        return await team.goal("again")
+
+    async with in_process_fleet(app, settings=Settings(goals=CoordinatorSettings(depth_max=5))) as fleet:
+        outcome = await fleet.run("again", timeout_s=10)
+
+    assert outcome.status is GoalStatus.FAILED and outcome.failure is not None
+    assert "5 deep (goals.depth_max)" in outcome.failure.message
+    assert outcome.failure.message.count("goal again") == 1
+    assert depths == [0, 1, 2, 3, 4, 5]

@@ -38,6 +38,12 @@ def test_a_reader_reads_and_an_operator_does_the_rest(authorizer: Authorizer) ->
     assert all(is_allowed(authorizer, session("operator"), action) for action in ACTIONS)
 
 
+def test_an_approver_sees_what_is_asked_and_answers_it_and_no_more(authorizer: Authorizer) -> None:
+    granted = {action for action in ACTIONS if is_allowed(authorizer, session("approver"), action)}
+
+    assert granted == {"goal:read", "goal:answer"}
+
+
 @pytest.mark.parametrize("roles", [(), ("",), ("Operator",), ("operator ",), ("root",), ("*",), ("goal:*",)])
 def test_no_role_or_an_unknown_one_may_do_nothing(authorizer: Authorizer, roles: tuple[str, ...]) -> None:
     assert not any(is_allowed(authorizer, session(*roles), action) for action in ACTIONS)
@@ -55,7 +61,7 @@ def test_a_star_grants_its_own_prefix_and_no_other(tmp_path: Path) -> None:
 
     granted = {action for action in ACTIONS if is_allowed(authorizer, session("lead"), action)}
 
-    assert granted == {"goal:submit", "goal:read", "goal:cancel", "agent:read"}
+    assert granted == {"goal:submit", "goal:read", "goal:cancel", "goal:answer", "agent:read"}
     assert [action for action in ACTIONS if is_allowed(authorizer, session("odd"), action)] == ["goal_type:read"]
     assert authorizer.roles == ["lead", "odd"]
 
