@@ -56,6 +56,14 @@ class Progress:
             case "note":
                 note = event.get("body")
                 return plain(note if isinstance(note, str) else json.dumps(note, ensure_ascii=False), 300)
+            case "asked":
+                whom = body.get("to") or "anybody"
+                return plain(f"question {body.get('key')} to {whom}: {body.get('question')}", 300)
+            case "answered":
+                said = "approved" if body.get("approved") else "not approved"
+                return "nobody answered in time" if body.get("expired") else plain(f"{said} by {body.get('by')}", 300)
+            case "effect_begun":
+                self.doing = plain(f"effect {body.get('effect', '')}", 60)
             case "cancel_requested":
                 self.doing = "cancelling"
             case "finished":

@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nexus_ray.cli.watch import Progress
 from tests.cli.conftest import Fleet, as_json, as_problem
 from tests.cli.support import nexus, printed
 
@@ -70,3 +71,18 @@ def test_an_answer_that_is_refused_says_why(fleet: Fleet, code: str, status: int
 
     assert result.exit_code == exit_code
     assert "answered by ada" in result.stderr and result.stdout == ""
+
+
+def test_who_watches_a_goal_sees_what_is_asked_and_answered() -> None:
+    progress = Progress()
+    asked = {"key": "main", "to": "finance", "question": "Ship it?"}
+    answers = [{"approved": True, "by": "ada"}, {"approved": False, "by": "bob"}, {"expired": True}]
+
+    lines = [progress.step({"kind": "asked", "body": asked})]
+    lines += [progress.step({"kind": "answered", "body": body}) for body in answers]
+
+    assert lines == [
+        "question main to finance: Ship it?", "approved by ada", "not approved by bob", "nobody answered in time",
+    ]  # fmt: skip
+    assert progress.step({"kind": "effect_begun", "body": {"effect": "charge"}}) is None
+    assert progress.doing == "effect charge"
