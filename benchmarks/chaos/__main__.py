@@ -17,9 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import machine
 from benchmarks.chaos import report
+from benchmarks.chaos.contest import contest
 from benchmarks.chaos.fleet import fleet
+from benchmarks.chaos.langgraph import langgraph
+from benchmarks.chaos.raw_ray import raw_ray
 from benchmarks.chaos.schedule import Blow, schedule
-from benchmarks.chaos.torment import Result, torment
+from benchmarks.chaos.torment import PACE_S, Result, torment
 from benchmarks.report import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +42,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nexus-chaos-") as temporary:
         folder = Path(temporary)
         about["machine"] = machine.facts(folder)
-        for name in ("nexus", *options.against):
+        for name in (*(() if options.alone else ("nexus",)), *options.against):
             results.append(_run(name, blows, seed, folder / name, console))
             if not results[-1].is_whole:
                 break
@@ -57,6 +60,7 @@ def parse(arguments: list[str]) -> Any:
     parser.add_argument("--kills", type=int, default=100, help="how many processes are killed or paused")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two blows, on average")
     parser.add_argument("--seed", type=int, help="the schedule and the load of an earlier run")
+    parser.add_argument("--alone", action="store_true", help="only those of --against, without Nexus")
     parser.add_argument("--against", type=_peers, default=[], metavar="NAMES", help=f"of {','.join(PEERS)}")
     parser.add_argument("--json", type=Path, default=LATEST, help="where to write")
     parser.add_argument("--write-readme", action="store_true", help="put the figures into benchmarks/README.md")
@@ -90,7 +94,24 @@ def _nexus(blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
         return torment(connection, root, blows, traces, seed=seed, tell=tell)
 
 
-_SYSTEMS: dict[str, Callable[[list[Blow], int, Path, Any], Result]] = {"nexus": _nexus}
+def _raw_ray(blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
+    return _contest(raw_ray, blows, seed, folder, tell)
+
+
+def _langgraph(blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
+    return _contest(langgraph, blows, seed, folder, tell)
+
+
+def _contest(up: Any, blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
+    (folder / "traces").mkdir(mode=0o700)
+    (folder / "state").mkdir(mode=0o700)
+    with up(folder / "state", folder / "traces") as peer:
+        return contest(peer, blows, folder / "traces", seed=seed, pace_s=PACE_S, tell=tell)
+
+
+_SYSTEMS: dict[str, Callable[[list[Blow], int, Path, Any], Result]] = {
+    "nexus": _nexus, "raw-ray": _raw_ray, "langgraph": _langgraph,
+}  # fmt: skip
 
 
 def _write(options: Any, console: Console, results: list[Result], about: dict[str, Any]) -> None:

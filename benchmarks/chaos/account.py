@@ -110,9 +110,9 @@ def _settle_states(made: Account, states: Mapping[str, int], values: Mapping[str
     for key, stands in states.items():
         answers = Counter(int(value) for _, value in values.get(f"{COUNTER}/{key}", []))
         for number in range(1, max([stands, *answers]) + 1):
-            if answers[number] > 1:
+            for _ in range(answers[number] - 1):
                 made.lost.append(f"{COUNTER}/{key}: {answers[number]} steps brought it to {number}")
-            elif number > stands:
+            if number > stands:
                 made.lost.append(f"{COUNTER}/{key}: a step brought it to {number}, its state is {stands}")
             elif answers[number] == 0:
                 made.doubled.append(f"{COUNTER}/{key}: no step on record brought it to {number}")

@@ -4,11 +4,11 @@ Every answer carries what is needed to find a loss or a doubling afterwards. `in
 """
 
 import asyncio
-import os
 
 from pydantic import BaseModel
 
 import nexus_ray as nexus
+from benchmarks.chaos.traces import append
 
 COUNTER = "chaos_counter"
 NOTER = "chaos_noter"
@@ -108,15 +108,6 @@ def install(app: nexus.App) -> None:
         app.agent(name)(agent)
     for goal in GOALS:
         app.goal(goal)
-
-
-def append(folder: str, name: str, line: str) -> None:
-    """Write one line, whole, whoever else writes: O_APPEND, one call."""
-    descriptor = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, f"{line}\n".encode())
-    finally:
-        os.close(descriptor)
 
 
 def _traces(job: Job) -> list[Trace]:

@@ -17,6 +17,7 @@ from nexus_ray.core.errors import NexusError
 from nexus_ray.core.ids import new_id
 from nexus_ray.runtime.client import Connection
 
+PACE_S = 0.25  # How long a client rests between two goals.
 _QUIET_S_MAX = 120.0
 _WARM_PROBES = 5
 _READY_EVERY_S = 0.1
@@ -55,7 +56,7 @@ def torment(
     *,
     seed: int,
     clients: int = 6,
-    pace_s: float = 0.25,
+    pace_s: float = PACE_S,
     tell: Tell = lambda what, count, goals: None,
 ) -> Result:
     """Strike the fleet below the process `root`, and account for every goal; Ctrl-C ends the blows, not the account.

@@ -47,8 +47,8 @@ def collect(
         records=records,
         journals=dict(zip(records, journals, strict=True)),
         states=dict(zip(keys, states, strict=True)),
-        noted=_lines(folder / "noted"),
-        paid=_lines(folder / "paid"),
+        noted=lines(folder / "noted"),
+        paid=lines(folder / "paid"),
     )
 
 
@@ -89,5 +89,6 @@ def _state(connection: Connection, key: str) -> int:
     return int(state["body"]["n"]) if state is not None else 0
 
 
-def _lines(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
+    """Return what was left outside."""
     return path.read_text().splitlines() if path.exists() else []

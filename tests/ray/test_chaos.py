@@ -1,4 +1,4 @@
-"""The chaos run, small: every kind of process is killed and paused under load, and nothing is lost, doubled or stuck."""
+"""The chaos run, small: every kind of process is killed and paused under load, and every goal is accounted for."""
 
 from pathlib import Path
 
