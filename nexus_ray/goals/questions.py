@@ -99,7 +99,7 @@ def approval_of(entry: Entry) -> Approval | None:
 
 
 async def answer_question(
-    ledger: Ledger, record: GoalRecord, session: Session, key: str, *, approved: bool, comment: str, now: float
+    ledger: Ledger, record: GoalRecord, session: Session, key: str, approved: bool, comment: str, now: float
 ) -> tuple[Question, Approval]:
     """Record a person's answer; the same answer of the same person again is no second one.
 

@@ -198,9 +198,7 @@ class FrontDoor:
         self._authorizer.authorize(session, "goal:answer", goal_id)
         with observe("goal.answer", attributes={"goal.id": goal_id}):
             record = await self._record(goal_id)
-            answered = await answer_question(
-                self._ledger, record, session, key, approved=approved, comment=comment, now=self._clock.now()
-            )
+            answered = await answer_question(self._ledger, record, session, key, approved, comment, self._clock.now())
             await self._fleet.poke([record.goal])
             return answered
 
