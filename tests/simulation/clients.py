@@ -41,7 +41,7 @@ class Wish:
 
 def wishes(random: Random) -> list[Wish]:
     """Draw what the clients of a run want."""
-    keys = ["a", "b", "c"]
+    keys = ["a", "a", "b", "c"]
     drawn = []
     for _ in range(random.randint(2, 6)):
         type_ = random.choice(

@@ -15,15 +15,17 @@ class Plan:
     """What goes wrong.
 
     `deaths`: by kind of process, at which of the points passed by its kind one dies. `pauses`: when, for how long, and
-    which kind of process. `cuts`: when, for how long, and between which kinds.
+    which kind of process. `cuts`: when, for how long, and between which kinds. `forsaken`: when a host is taken for dead
+    that only stands still, and for how long.
     """
 
-    until: float
+    until: float  # Pauses and cuts that began before may last longer.
     weather: Weather = FAIR
     deaths: dict[str, set[int]] = field(default_factory=dict)
     kills: list[tuple[float, str]] = field(default_factory=list)
     pauses: list[tuple[float, float, str]] = field(default_factory=list)
     cuts: list[tuple[float, float, str, str]] = field(default_factory=list)
+    forsaken: list[tuple[float, float]] = field(default_factory=list)
     failing_commits: float = 0.0
     skew_s: float = 0.0
     sync_s: float = 0.001
@@ -54,16 +56,18 @@ def draw(random: Random) -> Plan:
         plan.kills.append((random.uniform(0.0, plan.until), random.choice(["host", "host", "ledger", "directory"])))
     for _ in range(random.choice([0, 0, 1, 2])):
         plan.pauses.append(
-            (random.uniform(0.3, 2.5), random.uniform(0.5, 8.0), random.choice(_PAUSED))
+            (random.uniform(0.2, 2.5), random.uniform(0.5, 12.0), random.choice(_PAUSED))
         )
     for _ in range(random.choice([0, 0, 0, 1, 2])):
         pair = random.choice(
             [("host", "host"), ("host", "ledger"), ("host", "directory"), ("directory", "ledger"), ("client", "ledger")]
         )
-        plan.cuts.append((random.uniform(0.0, 2.5), random.uniform(0.3, 6.0), *pair))
+        plan.cuts.append((random.uniform(0.0, 2.5), random.uniform(0.3, 10.0), *pair))
+    for _ in range(random.choice([0, 0, 0, 1, 2])):
+        plan.forsaken.append((random.uniform(0.3, 2.5), random.choice([0.0, 0.2, 1.0, 3.0]) * random.random()))
     plan.failing_commits = random.choice([0.0, 0.0, 0.0, 0.05, 0.3])
     plan.skew_s = random.choice([0.0, 0.0, 0.05, 0.5])
     plan.sync_s = random.choice([0.0005, 0.002, 0.01, 0.05])
-    plan.drains = random.random() < 0.25
+    plan.drains = random.random() < 0.35
     plan.kill_never = random.choice([0.0, 0.3, 0.8])
     return plan

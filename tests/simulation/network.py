@@ -54,9 +54,8 @@ class Network:
         self._cuts[frozenset((one, other))] = until
 
     def calm(self) -> None:
-        """Let everything pass from now on, soon and once."""
+        """Let everything pass from now on, soon and once; what is cut stays so until its time."""
         self.weather = FAIR
-        self._cuts.clear()
 
     async def call(self, to: Process, what: str, function: Callable[..., Any], *args: Any, sure: bool = False) -> Any:
         """Call a function in another process; `sure` for what is not a network: late, but never lost or doubled.
@@ -87,12 +86,12 @@ class Network:
         delay_s = weather.delay_s * (0.2 + random.random())
         if sure:
             return [delay_s]
-        if weather is FAIR:
-            return [delay_s]
         cut_until = self._cuts.get(frozenset((one.name, other.name)), 0.0) if self._cuts else 0.0
         if cut_until > self._loop.now:
             # Either sent again until it gets through, or given up.
             return [cut_until - self._loop.now + delay_s] if random.random() < 0.5 else []
+        if weather is FAIR:
+            return [delay_s]
         luck = random.random()
         if luck < weather.lost:
             return []

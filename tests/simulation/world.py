@@ -57,7 +57,9 @@ class Report:
 
 @cache
 def _settings() -> Settings:
-    return Settings()
+    settings = Settings()
+    # Looked at more often than by default, so that the hung are found out while there is still something to do.
+    return settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"health_interval_s": 0.2})})
 
 
 class World:
@@ -85,6 +87,7 @@ class World:
         self.slots = [Slot(f"node-{number % 2}", number) for number in range(self.random.choice([2, 2, 3, 4]))]
         self.hosts: dict[str, Host] = {}
         self._hosts_made = 0
+        self._unreachable: set[str] = set()
         self.cluster = Process(self.loop, "cluster", "cluster")
         self.ledger = self._start_ledger()
         self.directory = self._start_directory()
@@ -153,6 +156,8 @@ class World:
     def end_host(self, name: str) -> None:
         """Kill a host for good, sooner or later, or never where its machine cannot be reached."""
         process = self.hosts[name].process
+        if name in self._unreachable:
+            return
         if self.random.random() >= self.plan.kill_never or self.loop.now >= self.plan.until:
             self.loop.call_later(self.random.uniform(0.01, 1.0), self.kill, process, "ended")
 
@@ -202,6 +207,8 @@ class World:
             self.loop.call_later(at, self._pause_one, kind, seconds, context=self.cluster.context)
         for at, seconds, one, other in self.plan.cuts:
             self.loop.call_later(at, self._cut_one, one, other, seconds, context=self.cluster.context)
+        for at, seconds in self.plan.forsaken:
+            self.loop.call_later(at, self._forsake_one, seconds, context=self.cluster.context)
         self.loop.call_later(self.plan.until, self._calm, context=self.cluster.context)
 
     def _one(self, kind: str) -> Process | None:
@@ -226,6 +233,16 @@ class World:
             if kind == "directory" and self.random.random() < 0.5:
                 # It is taken for dead, and another is made; when it wakes up, there are two.
                 self.loop.call_later(0.5, self._succeed, process, context=self.cluster.context)
+
+    def _forsake_one(self, seconds: float) -> None:
+        """Have a host taken for dead, and out of everybody's reach, that goes on a moment later."""
+        process = self._one("host")
+        if process is not None and not process.is_paused:
+            self.tell("forsaken", process.name, seconds)
+            self._unreachable.add(process.name)
+            process.pause()
+            process.forsake()
+            self.loop.call_later(seconds, self._resume, process)
 
     def _succeed(self, process: Process) -> None:
         if process is self.directory[0] and process.is_alive:
