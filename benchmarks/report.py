@@ -134,13 +134,13 @@ def matrix(rows: Sequence[Row]) -> list[list[str]]:
     return [headings, *lines]
 
 
-def rewritten(readme: str, text: str) -> str:
-    """Return a README with `text` between its marks.
+def rewritten(readme: str, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """Return a README with `text` between two marks.
 
     Raises ValueError where the marks are not there exactly once, in order.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
         raise ValueError("the README has no place for the figures: one begin mark, and one end mark after it")
-    head, _, rest = readme.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+    head, _, rest = readme.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n{text}\n{end}{tail}"

@@ -23,7 +23,7 @@ from benchmarks.chaos.langgraph import langgraph
 from benchmarks.chaos.raw_ray import raw_ray
 from benchmarks.chaos.schedule import Blow, schedule
 from benchmarks.chaos.torment import PACE_S, Result, torment
-from benchmarks.report import write_json
+from benchmarks.report import rewritten, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 LATEST = ROOT / "benchmarks" / "results" / "chaos.json"
@@ -64,7 +64,10 @@ def parse(arguments: list[str]) -> Any:
     parser.add_argument("--against", type=_peers, default=[], metavar="NAMES", help=f"of {','.join(PEERS)}")
     parser.add_argument("--json", type=Path, default=LATEST, help="where to write")
     parser.add_argument("--write-readme", action="store_true", help="put the figures into benchmarks/README.md")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.alone and (options.write_readme or not options.against):
+        parser.error("--alone takes --against, and no --write-readme")
+    return options
 
 
 def _peers(text: str) -> list[str]:
@@ -117,6 +120,10 @@ _SYSTEMS: dict[str, Callable[[list[Blow], int, Path, Any], Result]] = {
 def _write(options: Any, console: Console, results: list[Result], about: dict[str, Any]) -> None:
     write_json(options.json, report.document(results, about))
     console.print(f"written to {options.json}")
+    if options.write_readme and all(result.is_whole for result in results):
+        text = report.markdown(results, about)
+        README.write_text(rewritten(README.read_text(), text, report.BEGIN, report.END))
+        console.print(f"figures written to {README.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

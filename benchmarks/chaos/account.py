@@ -40,6 +40,8 @@ class Account:
     steps: int = 0
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
+    counts_lost: list[str] = field(default_factory=list)  # Steps that an agent's state does not know of any more.
+    counts_doubled: list[str] = field(default_factory=list)  # Changes of a state that no step stands for.
     stuck: list[str] = field(default_factory=list)
     effects: int = 0
     repeated: int = 0  # Lines outside beyond the first of their key: allowed for what agents do by themselves.
@@ -48,7 +50,7 @@ class Account:
 
     @property
     def is_clean(self) -> bool:
-        return not (self.lost or self.doubled or self.stuck)
+        return not (self.lost or self.doubled or self.counts_lost or self.counts_doubled or self.stuck)
 
 
 def settle(evidence: Evidence) -> Account:
@@ -111,11 +113,11 @@ def _settle_states(made: Account, states: Mapping[str, int], values: Mapping[str
         answers = Counter(int(value) for _, value in values.get(f"{COUNTER}/{key}", []))
         for number in range(1, max([stands, *answers]) + 1):
             for _ in range(answers[number] - 1):
-                made.lost.append(f"{COUNTER}/{key}: {answers[number]} steps brought it to {number}")
+                made.counts_lost.append(f"{COUNTER}/{key}: {answers[number]} steps brought it to {number}")
             if number > stands:
-                made.lost.append(f"{COUNTER}/{key}: a step brought it to {number}, its state is {stands}")
+                made.counts_lost.append(f"{COUNTER}/{key}: a step brought it to {number}, its state is {stands}")
             elif answers[number] == 0:
-                made.doubled.append(f"{COUNTER}/{key}: no step on record brought it to {number}")
+                made.counts_doubled.append(f"{COUNTER}/{key}: no step on record brought it to {number}")
 
 
 def _settle_noted(made: Account, noted: Sequence[str], values: Mapping[str, list[tuple[str, Any]]]) -> None:

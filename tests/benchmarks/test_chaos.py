@@ -34,7 +34,9 @@ GOOD = Evidence(
 
 
 def count(account: Account) -> tuple[int, int, int]:
-    return len(account.lost), len(account.doubled), len(account.stuck)
+    lost, doubled = account.lost + account.counts_lost, account.doubled + account.counts_doubled
+    assert account.is_clean == (not lost + doubled + account.stuck)
+    return len(lost), len(doubled), len(account.stuck)
 
 
 def test_where_all_agrees_nothing_is_held_against_a_run() -> None:
