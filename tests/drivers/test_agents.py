@@ -334,7 +334,7 @@ async def test_a_thread_that_goes_on_after_its_deadline_keeps_its_turn_and_chang
 async def test_a_late_thread_takes_one_turn_of_several_and_no_more(app: nexus.App) -> None:
     release = threading.Event()
 
-    @app.agent(concurrency=2, timeout_s=0.03)
+    @app.agent(concurrency=2, timeout_s=0.3)
     class Worker(nexus.Agent):
         def handle(self, payload: bool) -> int:
             if payload:
