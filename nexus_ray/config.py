@@ -64,6 +64,12 @@ class RuntimeSettings(BaseModel):
     """Private key of the front door, PEM."""
     body_bytes_max: int = Field(default=1024 * 1024, ge=1)
     """Largest request body; a larger payload belongs in a store, with its address in the payload."""
+    batch_goals_max: int = Field(default=1000, ge=1, le=10_000)
+    """Most goals of one batch: above some hundred there is nothing to gain; the ledger takes as many at a time."""
+    batch_bytes_max: int = Field(default=8 * 1024 * 1024, ge=1)
+    """Largest body of a batch; one goal of it may have `body_bytes_max`."""
+    batches_in_flight_max: int = Field(default=16, ge=1)
+    """Batches that a gateway reads at one time, each whole in memory; more are refused with 503."""
     page_size_max: int = Field(default=200, ge=1)
     """Most goals on a page; a page of large results stays under what a client can hold."""
     wait_s_max: float = Field(default=60.0, gt=0)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from nexus_ray.api import problems
 from nexus_ray.api.agents import agent_routes
+from nexus_ray.api.batch import batch_route
 from nexus_ray.api.gate import Gate, caller
 from nexus_ray.api.hosts import host_routes
 from nexus_ray.api.limits import Edge
@@ -87,6 +88,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings) -> FastAPI:
     app.add_middleware(Gate, front=front)
     app.add_middleware(Edge, settings=settings)
     _submit_route(app, front, settings)
+    batch_route(app, front, settings)
     _goal_routes(app, front, settings)
     question_routes(app, front)
     _history_routes(app, front)

@@ -13,6 +13,7 @@ from nexus_ray.api.problems import problem, unforeseen
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.observe import metrics
 
+BATCH_PATH = "/v1/goals:batch"
 SECURITY_HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -69,7 +70,8 @@ class Edge:
             )
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = self._settings.body_bytes_max
+        settings = self._settings
+        limit = settings.batch_bytes_max if scope["path"] == BATCH_PATH else settings.body_bytes_max
         read = 0
 
         async def counted_receive() -> Message:
@@ -81,7 +83,7 @@ class Edge:
                     raise _TooLargeError
             return message
 
-        if self._in_flight >= self._settings.requests_in_flight_max:
+        if self._in_flight >= settings.requests_in_flight_max:
             busy = problem(503, "Not available now", "too many requests at one time", "unavailable")
             await busy(scope, receive, send)
             return

@@ -29,6 +29,12 @@ class Submission(BaseModel):
     timeout_s: float | None = Field(default=None, gt=0, description="Seconds until the goal expires.")
 
 
+class BatchLine(Submission):
+    """A goal to be accepted, as one line of a batch."""
+
+    idempotency_key: str = Field("", description="The same key gives the same goal.")
+
+
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -4,17 +4,20 @@ Law: what is wrong is told with the field that is wrong; a wait that makes no se
 """
 
 import math
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from nexus_ray.agents.schema import dump_json
 from nexus_ray.api.problems import FIELDS_MAX
-from nexus_ray.api.schemas import Submission
+from nexus_ray.api.schemas import BatchLine, Submission
 from nexus_ray.core.errors import InvalidArgumentError
-from nexus_ray.runtime.front import SubmitRequest
+from nexus_ray.runtime.intake import SubmitRequest
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 SUBMISSION_BODY = {"required": True, "content": {"application/json": {"schema": Submission.model_json_schema()}}}
 
@@ -26,15 +29,50 @@ def read_submission(request: Request, body: bytes, idempotency_key: str) -> Subm
         HTTPException: 415 or 400: it is not JSON.
         InvalidArgumentError: It is, and does not fit; `details["problems"]` lists the fields.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise HTTPException(415, "send application/json")
+    check_media_type(request, "application/json")
+    submission = _validated(Submission, read_json(body))
+    # What can be read can be too deep to be written.
+    payload = dump_json(submission.payload, "payload")
+    return SubmitRequest(submission.type, payload, submission.timeout_s, idempotency_key)
+
+
+def read_line(line: bytes) -> SubmitRequest:
+    """Return what a line of a batch asks for.
+
+    Raises:
+        HTTPException: 400: it is not JSON.
+        InvalidArgumentError: It is, and does not fit; `details["problems"]` lists the fields.
+    """
+    submission = _validated(BatchLine, read_json(line))
+    payload = dump_json(submission.payload, "payload")
+    return SubmitRequest(submission.type, payload, submission.timeout_s, submission.idempotency_key)
+
+
+def check_media_type(request: Request, wanted: str) -> None:
+    """Refuse a body that says it is something else.
+
+    Raises:
+        HTTPException: 415.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
+        raise HTTPException(415, f"send {wanted}")
+
+
+def read_json(body: bytes) -> Any:
+    """Return the value that JSON says.
+
+    Raises:
+        HTTPException: 400: it is not JSON.
+    """
     try:
-        value = orjson.loads(body)
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from None
+
+
+def _validated(model: type[_Model], value: Any) -> _Model:
     try:
-        submission = Submission.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         listed = error.errors(include_url=False)
         found = [
@@ -42,9 +80,6 @@ def read_submission(request: Request, body: bytes, idempotency_key: str) -> Subm
         ]
         first = found[0] if found else {"field": "body", "problem": "malformed"}
         raise InvalidArgumentError(f"{first['field']}: {first['problem']}", problems=found) from None
-    # What can be read can be too deep to be written.
-    payload = dump_json(submission.payload, "payload")
-    return SubmitRequest(submission.type, payload, submission.timeout_s, idempotency_key)
 
 
 def preferred_wait_s(prefer: str, wait_s_max: float) -> float:

@@ -19,38 +19,53 @@ _PAGE_ENTRIES = 10_000
 _AGAIN_AFTER_S = 0.5
 
 
+class News(asyncio.Event):
+    """Set when there are news of one of `goals` that somebody listens for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goals: set[str] = set()
+
+    def clear(self) -> None:
+        """Forget the news so far."""
+        super().clear()
+        self.goals.clear()
+
+
 class ChangeFeed:
     """Listens to the ledger for everybody in this process; used from one event loop only."""
 
-    def __init__(self, ledger: Ledger, waiters_max: int = 2000) -> None:
+    def __init__(self, ledger: Ledger, waiters_max: int = 20_000) -> None:
         self._ledger = ledger
         self._waiters_max = waiters_max
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, set[News]] = {}
         self._count = 0
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def listen(self, goal_id: str) -> AsyncIterator[asyncio.Event]:
-        """Give an event that is set whenever the goal has news; clear it before looking.
+    async def listen(self, *goal_ids: str) -> AsyncIterator[News]:
+        """Give an event that is set whenever one of the goals has news; clear it before looking.
 
         Raises:
-            ResourceExhaustedError: `waiters_max` wait already.
+            ResourceExhaustedError: `waiters_max` wait already, one for each goal that is listened for.
         """
-        if self._count >= self._waiters_max:
+        if self._count + len(goal_ids) > self._waiters_max:
             raise ResourceExhaustedError("too many are waiting for goals here", retry_after_s=1.0)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="change-feed")
-        event = asyncio.Event()
-        self._count += 1
-        self._waiting.setdefault(goal_id, set()).add(event)
+        news = News()
+        self._count += len(goal_ids)
+        for goal_id in goal_ids:
+            self._waiting.setdefault(goal_id, set()).add(news)
         try:
-            yield event
+            yield news
         finally:
-            self._count -= 1
-            listeners = self._waiting[goal_id]
-            listeners.discard(event)
-            if not listeners:
-                del self._waiting[goal_id]
+            self._count -= len(goal_ids)
+            for goal_id in goal_ids:
+                listeners = self._waiting[goal_id]
+                listeners.discard(news)
+                if not listeners:
+                    del self._waiting[goal_id]
 
     async def close(self) -> None:
         """Stop listening."""
@@ -75,5 +90,6 @@ class ChangeFeed:
 
     def _wake(self, goals: list[str]) -> None:
         for goal_id in goals:
-            for event in self._waiting.get(goal_id, ()):
-                event.set()
+            for news in self._waiting.get(goal_id, ()):
+                news.goals.add(goal_id)
+                news.set()

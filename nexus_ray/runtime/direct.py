@@ -19,7 +19,7 @@ from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.observe.operation import observe
 from nexus_ray.runtime.follow import watch_membership
-from nexus_ray.runtime.front import SubmitRequest, build_goal
+from nexus_ray.runtime.intake import SubmitRequest, build_goal
 from nexus_ray.runtime.peer import Peer, host_peer
 from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.wire import register

@@ -6,8 +6,7 @@ Everything refuses unless it is allowed. It knows neither HTTP nor Ray.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,17 +14,15 @@ import orjson
 
 from nexus_ray.agents.state import read_state
 from nexus_ray.core.clock import Clock
-from nexus_ray.core.context import CallContext
-from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import (
     DataLossError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NexusError,
     NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
 )
 from nexus_ray.core.identity import AgentId, Session
-from nexus_ray.core.ids import new_id
 from nexus_ray.goals.feed import ChangeFeed
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
 from nexus_ray.goals.ledger import Acceptance, Ledger
@@ -35,23 +32,16 @@ from nexus_ray.goals.spec import Specs
 from nexus_ray.observe import metrics
 from nexus_ray.observe.operation import flush, observe
 from nexus_ray.observe.traces import read_trace, trace_id_of
+from nexus_ray.runtime.intake import Intake, SubmitRequest, Verdict, build_goal
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
 
-_IDEMPOTENCY_KEY_CHARACTERS_MAX = 200
 _FOLLOW_PAGE_ENTRIES = 1000
 _SPANS_LATE_S = 0.5
+_BUILT_AT_ONCE = 50  # Some 3 ms.
+_READ_AT_ONCE = 100
+_GATHER_NEWS_S = 0.02  # A goal has three pieces of news within moments, and its end is the last.
 _LOOK_AGAIN_S = 5.0  # News can be lost with a ledger process; a look now and then makes up for it.
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitRequest:
-    """What a caller wants: a goal type, its payload (JSON bytes), a length of time for it, and a key to repeat by."""
-
-    type: str
-    payload: bytes
-    timeout_s: float | None = None
-    idempotency_key: str = ""
 
 
 class Fleet(Protocol):
@@ -78,42 +68,6 @@ class Fleet(Protocol):
         ...
 
 
-def build_goal(
-    request: SubmitRequest, session: Session, specs: Specs, settings: CoordinatorSettings, now: float, traceparent: str
-) -> Goal:
-    """Check a request and make the goal of it.
-
-    Raises:
-        NotFoundError: There is no such goal type.
-        InvalidArgumentError: The payload, the timeout or the idempotency key is malformed.
-    """
-    spec = specs.goals.get(request.type)
-    if spec is None:
-        known = ", ".join(sorted(specs.goals)) or "none"
-        raise NotFoundError(f"there is no goal type {request.type[:80]!r}; this app has: {known}")
-    timeout_s = request.timeout_s if request.timeout_s is not None else (spec.timeout_s or settings.timeout_default_s)
-    if not 0 < timeout_s <= settings.timeout_max_s:
-        raise InvalidArgumentError(
-            f"timeout_s must be more than 0 and at most {settings.timeout_max_s:g} seconds",
-            problems=[{"field": "timeout_s", "problem": "out of range"}],
-        )
-    key = request.idempotency_key
-    if len(key) > _IDEMPOTENCY_KEY_CHARACTERS_MAX or not key.isprintable():
-        raise InvalidArgumentError(f"an idempotency key is 1 to {_IDEMPOTENCY_KEY_CHARACTERS_MAX} printable characters")
-    payload = spec.payload.normalise(request.payload)
-    deadline = Deadline.after(timeout_s, now)
-    return Goal(
-        id=new_id("goal"),
-        type=spec.type,
-        payload=payload,
-        principal=session.principal,
-        accepted_at=now,
-        deadline_at=deadline.at,
-        headers=CallContext(session, deadline, traceparent).to_headers(),
-        idempotency_key=key,
-    )
-
-
 class FrontDoor:
     """Answers requests from outside; used from one event loop only."""
 
@@ -138,6 +92,7 @@ class FrontDoor:
         self._settings = settings
         self._trace_folder = trace_folder
         self._feed = ChangeFeed(ledger)
+        self._intake = Intake(ledger, fleet)
 
     def identify(self, credential: str | None) -> Session:
         """Return who is calling.
@@ -162,10 +117,65 @@ class FrontDoor:
             now = self._clock.now()
             goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
             operation.set({"goal.id": goal.id})
-            (acceptance,) = await self._ledger.accept([goal])
-            if acceptance.is_new:
-                await self._fleet.poke([goal])
-            return acceptance
+            (verdict,) = await self._intake.accept([goal])
+            if isinstance(verdict, NexusError):
+                raise verdict
+            return verdict
+
+    async def submit_batch(
+        self, session: Session, requests: Sequence[SubmitRequest], traceparent: str = ""
+    ) -> list[Verdict]:
+        """Accept goals together, each refused for itself; returns in order what became of each.
+
+        Raises:
+            PermissionDeniedError: None of them is allowed.
+            UnavailableError: The ledger cannot write now; nothing was accepted.
+        """
+        with observe("goal.submit_batch", traceparent=traceparent, log=True) as operation:
+            built: list[Goal | NexusError] = []
+            for request in requests:
+                built.append(self._built(session, request, traceparent))
+                if len(built) % _BUILT_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # Others want the event loop too.
+            if built and isinstance(built[0], PermissionDeniedError) and len({type(one) for one in built}) == 1:
+                raise built[0]
+            judged = await self._intake.accept([goal for goal in built if isinstance(goal, Goal)])
+            accepted = sum(isinstance(verdict, Acceptance) for verdict in judged)
+            if judged and not accepted and isinstance(judged[0], UnavailableError):
+                raise judged[0]
+            operation.set({"nexus.goals": accepted, "nexus.refused": len(requests) - accepted})
+            following = iter(judged)
+            return [next(following) if isinstance(one, Goal) else one for one in built]
+
+    def _built(self, session: Session, request: SubmitRequest, traceparent: str) -> Goal | NexusError:
+        try:
+            self._authorizer.authorize(session, "goal:submit", request.type)
+            with observe("goal.submit", traceparent=traceparent, attributes={"goal.type": request.type}) as operation:
+                now = self._clock.now()
+                return build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
+        except NexusError as error:
+            return error
+
+    async def outcomes(self, session: Session, goal_ids: Sequence[str], wait_s: float) -> AsyncIterator[GoalRecord]:
+        """Yield goals as they end, each once, until all have or `wait_s` seconds have passed."""
+        for goal_id in goal_ids:
+            self._authorizer.authorize(session, "goal:read", goal_id)
+        ends_at = self._clock.now() + wait_s
+        pending = set(goal_ids)
+        async with self._feed.listen(*pending) as news:
+            looked_for = pending.copy()
+            while True:
+                for record in await self._records(looked_for):
+                    if record.outcome is not None:
+                        pending.discard(record.goal.id)
+                        yield record
+                remaining_s = ends_at - self._clock.now()
+                if not pending or remaining_s <= 0:
+                    return
+                await _until(news, min(remaining_s, _LOOK_AGAIN_S))
+                await asyncio.sleep(_GATHER_NEWS_S if news.goals else 0)
+                looked_for = pending & news.goals if news.goals else pending.copy()
+                news.clear()
 
     async def cancel(self, session: Session, goal_id: str) -> GoalRecord:
         """Ask for a goal to be cancelled.
@@ -351,7 +361,8 @@ class FrontDoor:
         return parts
 
     async def close(self) -> None:
-        """Stop listening for changes."""
+        """Take no more goals, and stop listening for changes."""
+        await self._intake.close()
         await self._feed.close()
 
     async def _record(self, goal_id: str) -> GoalRecord:
@@ -359,6 +370,12 @@ class FrontDoor:
         if record is None:
             raise NotFoundError(f"there is no goal {goal_id[:80]!r}")
         return record
+
+    async def _records(self, goal_ids: Iterable[str]) -> list[GoalRecord]:
+        wanted, found = list(goal_ids), []
+        for at in range(0, len(wanted), _READ_AT_ONCE):
+            found += await asyncio.gather(*map(self._ledger.goal, wanted[at : at + _READ_AT_ONCE]))
+        return [record for record in found if record is not None]
 
 
 def _readable(body: bytes) -> Any:

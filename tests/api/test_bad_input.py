@@ -15,6 +15,7 @@ from nexus_ray.goals.goal import GoalQuery
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.security.keys import KeySet
 from tests.api.conftest import Door, is_problem, submit
+from tests.support.in_process import InProcessFleet
 
 JSON = {"Content-Type": "application/json"}
 
@@ -169,9 +170,11 @@ class Failing:
         return fail
 
 
-async def test_a_ledger_that_cannot_write_refuses_and_nothing_is_accepted(doors: Callable[..., Door]) -> None:
-    door = doors()
-    door.front._ledger = Failing(door.fleet.ledger, UnavailableError("the disk is full", retry_after_s=7), "accept")
+async def test_a_ledger_that_cannot_write_refuses_and_nothing_is_accepted(
+    fleet: InProcessFleet, doors: Callable[..., Door]
+) -> None:
+    full: Any = Failing(fleet.ledger, UnavailableError("the disk is full", retry_after_s=7), "accept")
+    door = doors(ledger=full)
 
     async with door.client("operator") as client:
         response = await submit(client)

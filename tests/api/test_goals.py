@@ -334,7 +334,7 @@ async def test_goal_types_tell_what_they_ask_for(reader: httpx2.AsyncClient) -> 
 
     GoalTypesAnswer.model_validate(body)
     by_type = {row["type"]: row for row in body["goal_types"]}
-    assert set(by_type) == {"double", "echo", "forever", "broken"}
+    assert {"double", "echo", "forever", "broken"} <= set(by_type)
     assert by_type["double"]["payload_schema"]["properties"]["n"]["type"] == "integer"
     assert by_type["double"]["summary"] == "Double a number."
     assert by_type["echo"]["payload_schema"] == {}

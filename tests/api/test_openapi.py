@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import schemathesis
 from fastapi.routing import APIRoute
@@ -73,6 +74,12 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT, config=SchemathesisConfig())
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
     yield Standing(tmp_path_factory.mktemp("api"))
     shutdown_lifespans()
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines(context: Any, value: Any) -> bytes:
+    """Return a batch of one line."""
+    return orjson.dumps(value)
 
 
 load_all_checks()
