@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import psutil
 
@@ -25,7 +25,9 @@ _LOOK_EVERY_S = 0.1
 class Processes:
     """What `root` has started, directly or not. Whatever is paused here goes on at the latest when this is closed."""
 
-    def __init__(self, root: int, titles: Mapping[str, str] = TITLES) -> None:
+    def __init__(self, root: int, titles: Mapping[str, str] = TITLES, back_s_max: float = _BACK_S_MAX) -> None:
+        """`back_s_max`: how long a process of a kind that is to be struck may take to be there."""
+        self._back_s_max = back_s_max
         self._root = psutil.Process(root)
         self._titles = titles
         self._paused: dict[threading.Timer, psutil.Process] = {}
@@ -39,10 +41,10 @@ class Processes:
                     found.append((process.create_time(), process.pid, process))
         return [process for _, _, process in sorted(found, key=lambda entry: entry[:2])]
 
-    def strike(self, blow: Blow, is_over: Callable[[], bool] = lambda: False) -> int | None:
-        """Carry a blow out and return whom it struck; None where there was nobody of the kind for half a minute."""
-        ends_at = time.monotonic() + _BACK_S_MAX
-        while not is_over():
+    def strike(self, blow: Blow) -> int | None:
+        """Carry a blow out and return whom it struck; None where there was nobody of the kind in time."""
+        ends_at = time.monotonic() + self._back_s_max
+        while True:
             found = self.of(blow.kind)
             if found:
                 process = found[blow.choose(len(found))]
@@ -50,9 +52,8 @@ class Processes:
                     self._carry_out(blow, process)
                     return process.pid
             if time.monotonic() > ends_at:
-                break
+                return None
             time.sleep(_LOOK_EVERY_S)
-        return None
 
     def _carry_out(self, blow: Blow, process: psutil.Process) -> None:
         if blow.act == KILL:

@@ -1,13 +1,18 @@
 """The chaos run's own judgement: an account that could not find a loss would find none."""
 
+import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.chaos.account import Account, Evidence, settle
 from benchmarks.chaos.load import Accepted
-from benchmarks.chaos.schedule import KINDS, PAUSE, schedule
+from benchmarks.chaos.processes import Processes
+from benchmarks.chaos.schedule import KILL, KINDS, PAUSE, Blow, schedule
 
 
 def record(tag: str, status: str = "succeeded", result: Any = None) -> dict[str, Any]:
@@ -90,3 +95,58 @@ def test_a_seed_gives_the_same_schedule_again_and_strikes_every_kind() -> None:
     assert {blow.kind for blow in blows[: len(KINDS)]} == set(KINDS)
     assert all((blow.pause_s > 0) == (blow.act == PAUSE) and 0.3 <= blow.after_s <= 1.7 for blow in blows)
     assert all(0 <= blow.choose(2) <= 1 and blow.choose(1) == 0 for blow in blows)
+
+
+SLEEP = ["sleep", "61.5"]
+
+
+@pytest.fixture
+def parent() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process with one child that sleeps."""
+    process = subprocess.Popen(["sh", "-c", " ".join([*SLEEP, "& wait"])])
+    yield process
+    for child in psutil.Process(process.pid).children():
+        child.kill()
+    process.kill()
+    process.wait()
+
+
+def until_seen(processes: Processes) -> psutil.Process:
+    ends_at = time.monotonic() + 10
+    while not (found := processes.of("sleeper")):
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+    return found[0]
+
+
+def test_only_what_the_root_has_started_is_struck(parent: "subprocess.Popen[bytes]") -> None:
+    stranger = subprocess.Popen(SLEEP)
+    try:
+        processes = Processes(parent.pid, {"sleeper": " ".join(SLEEP)})
+        child = until_seen(processes)
+
+        struck = processes.strike(Blow(0.0, "sleeper", 0.99, KILL))
+
+        child.wait(10)
+        assert struck == child.pid != stranger.pid and stranger.poll() is None
+        assert processes.of("sleeper") == []
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_what_is_paused_goes_on_at_the_end(parent: "subprocess.Popen[bytes]") -> None:
+    processes = Processes(parent.pid, {"sleeper": " ".join(SLEEP)})
+    child = until_seen(processes)
+
+    processes.strike(Blow(0.0, "sleeper", 0.0, PAUSE, pause_s=60.0))
+    assert child.status() == psutil.STATUS_STOPPED
+
+    processes.close()
+    assert child.status() != psutil.STATUS_STOPPED
+
+
+def test_nobody_of_a_kind_is_not_there_to_be_struck(parent: "subprocess.Popen[bytes]") -> None:
+    processes = Processes(parent.pid, {"sleeper": "no such process"}, back_s_max=0.2)
+
+    assert processes.strike(Blow(0.0, "sleeper", 0.0, KILL)) is None
