@@ -64,6 +64,19 @@ class Alone(nexus.Agent):
         return {"process": os.getpid(), "n": self.state.n}
 
 
+@app.agent(isolation="process", num_cpus=0, timeout_s=30, retries=1)
+class AlonePayer(nexus.Agent):
+    """Does something outside from a process of its own, or dies doing it."""
+
+    def handle(self, payload: str, task: nexus.Task) -> list[str]:
+        def pay(key: str) -> str:
+            if payload == "die":
+                os._exit(9)
+            return key
+
+        return [task.run_effect("pay", pay), task.run_effect("pay", pay)]
+
+
 @app.agent(isolation="process", resources={"unobtainium": 1}, timeout_s=1.5)
 class Homeless(nexus.Agent):
     """Wants what no machine here has."""
@@ -110,6 +123,12 @@ async def odd(request: Any, team: nexus.Team) -> Any:
 async def alone(request: list[str], team: nexus.Team) -> list[dict[str, int]]:
     """Ask an agent with a process of its own, several times."""
     return [await team.ask(Alone, word, key=team.goal_id) for word in request]
+
+
+@app.goal
+async def pay_alone(request: str, team: nexus.Team) -> list[str]:
+    """Have an agent with a process of its own do something outside."""
+    return await team.ask(AlonePayer, request, key=team.goal_id)
 
 
 @app.goal

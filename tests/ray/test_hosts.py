@@ -85,6 +85,18 @@ def test_an_isolated_agent_that_dies_fails_its_task_and_nothing_else(connection:
     assert {entry["process"] for entry in connection.hosts()} == hosts
 
 
+def test_what_an_isolated_agent_does_outside_is_on_record_and_unknown_where_it_died_doing_it(
+    connection: Connection,
+) -> None:
+    first, second = connection.submit("pay_alone", "pay").result(60)
+    goal = connection.submit("pay_alone", "die")
+    kinds = [event["kind"] for event in goal.events()]
+
+    assert first == second and first.endswith("!pay")
+    assert goal.record["failure"]["error_type"] == "EffectUnknownError"
+    assert kinds.count("effect_begun") == 1 and "effect_ended" not in kinds
+
+
 def test_an_agent_whose_resources_are_nowhere_is_given_up_in_time(connection: Connection) -> None:
     with pytest.raises(DeadlineExceededError, match=r"homeless/main did not answer within 1\.5 s"):
         connection.submit("homeless", 1).result(30)
