@@ -164,7 +164,7 @@ def show_agent(
     if state is None and record.get("quarantine") is None:
         rows.append(("state", "none yet" if record.get("is_durable") else "none: this type keeps no durable state"))
     if state is not None:
-        rows += [("committed", f"{state['version']} times"), ("schema", state["schema_version"])]
+        rows += [("commits", state["version"]), ("schema", state["schema_version"])]
         rows += [("bytes", state["bytes"]), ("state", json.dumps(state["body"], ensure_ascii=False))]
     if record.get("quarantine"):
         rows.append(("quarantine", record["quarantine"]))
