@@ -20,11 +20,9 @@ def questions(as_json: AsJson = False) -> None:
     if not found:
         say("nobody is asked anything")
         return
-    rows = [
-        (q["goal_id"], q["goal_type"], q["key"], q["question"], q["to"], moment(q["since"]), moment(q["until"]))
-        for q in found
-    ]
-    print_rich(table(("id", "type", "key", "question", "to", "since", "until"), rows))
+    # The type and the beginning are in the JSON: on a terminal the question itself needs the room.
+    rows = [(q["goal_id"], q["key"], q["question"], q["to"] or "anybody", moment(q["until"])) for q in found]
+    print_rich(table(("id", "key", "question", "to", "until"), rows))
 
 
 def answer(
