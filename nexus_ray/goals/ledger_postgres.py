@@ -50,6 +50,7 @@ _LEASE = (
     " WHERE lease_holder IN ('', %(cluster)s) OR lease_until < clock_timestamp() RETURNING lease_holder"
 )
 _HOLDER = "SELECT lease_holder, extract(epoch FROM lease_until - clock_timestamp())::float8 FROM head"
+_RELEASE = "UPDATE head SET lease_until = '-infinity' WHERE lease_holder = %s RETURNING 1"
 _EPOCH = "UPDATE head SET epoch = epoch + 1 WHERE lease_holder = %s RETURNING epoch"
 _FENCE = (
     "WITH h AS (UPDATE head SET fences = fences + 1 WHERE lease_holder = %s RETURNING 1),"
@@ -232,7 +233,7 @@ class PostgresLedger:
 
     async def release(self) -> None:
         """Let another fleet have the ledger at once; for when this fleet has stopped."""
-        await self._rows("UPDATE head SET lease_until = '-infinity' WHERE lease_holder = %s", self._settings.cluster)
+        await self._rows(_RELEASE, self._settings.cluster)
 
     async def close(self) -> None:
         """Commit what waits, then hang up; idempotent."""

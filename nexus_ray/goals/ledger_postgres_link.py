@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -182,7 +183,7 @@ def _is_passing(words: str) -> bool:
 
 def is_bad_argument(error: BaseException) -> bool:
     """Tell whether the fault is in a value that was to be stored, such as a number that is too large."""
-    return isinstance(error, ValueError | OverflowError | TypeError | psycopg.DataError)
+    return isinstance(error, ValueError | OverflowError | TypeError | struct.error | psycopg.DataError)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -191,9 +192,9 @@ def is_passing(error: BaseException) -> bool:
         return not error.details.get("is_final")
     state = getattr(error, "sqlstate", None)
     # Unique: another committed the same key meanwhile. 40: deadlock, serialization. 55P03, 57014: a lock, a timeout.
-    return isinstance(error, psycopg.Error) and (
-        state is None or state == "23505" or state[:2] in ("08", "40", "57") or state in ("55P03", "25P03", "25P02")
-    )
+    if not state:
+        return isinstance(error, psycopg.OperationalError)  # The connection went away.
+    return state[:2] in ("08", "40", "57") or state in ("23505", "55P03", "25P03", "25P02")
 
 
 def translated(error: BaseException) -> NexusError:

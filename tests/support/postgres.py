@@ -46,9 +46,8 @@ class Server:
         # `initdb` refuses root.
         self._as_user: list[str] = []
         if os.geteuid() == 0:
-            shutil.chown(self.folder, "nobody")
             self._as_user = ["setpriv", "--reuid=nobody", "--clear-groups"]
-        self.folder.chmod(0o700)
+        self.own(self.folder)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -57,12 +56,20 @@ class Server:
         self._free: list[str] = []
         self._run("initdb", "-D", "data", "-U", "nexus", "-A", "trust", "--no-sync", "--no-instructions",
                   "-E", "UTF8", "--locale=C")  # fmt: skip
+        access = self.folder / "data" / "pg_hba.conf"
+        access.write_text(f"host all stranger 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
             [*self._as_user, str(self._programs / program), *arguments], cwd=self.folder, check=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
+
+    def own(self, folder: Path) -> None:
+        """Give a folder to the user that the server runs as."""
+        if self._as_user:
+            shutil.chown(folder, "nobody")
+        folder.chmod(0o700)
 
     def start(self, **options: str) -> None:
         """Start it, and return when it answers."""
@@ -153,6 +160,58 @@ class Server:
     def close(self) -> None:
         self.stop(signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Proxy:
+    """Stands before a server and loses the answer to a commit, or the commit itself, once for each `lose`."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._losing = ""
+        self.lost = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        self._server.close()
+        self.hang_up()
+
+    def lose(self, what: str) -> None:
+        """Lose the next `answer` or `call`; connections begin anew, because only their first commit is told by name."""
+        self._losing = what
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += (writer, there_writer)
+        answering = asyncio.ensure_future(self._copy(there_reader, writer))
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(1 << 16):
+                if self._losing and b"COMMIT\0" in chunk:
+                    losing, self._losing = self._losing, ""
+                    self.lost += 1
+                    answering.cancel()
+                    if losing == "answer":
+                        there_writer.write(chunk)
+                        await there_reader.read(1)  # It has been carried out.
+                    break
+                there_writer.write(chunk)
+        writer.close()
+        there_writer.close()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(1 << 16):
+                writer.write(chunk)
+        writer.close()
 
 
 async def until(is_so, within_s: float = 10.0) -> None:  # type: ignore[no-untyped-def]
