@@ -80,7 +80,16 @@ def complaints(result: Result) -> list[str]:
 
 
 def document(results: Sequence[Result], about: dict[str, Any]) -> dict[str, Any]:
-    return {"schema": 1, **about, "results": [asdict(result) for result in results]}
+    """Return the whole run as JSON values: what is to be 0 as a count, with a few of each kind."""
+    found = []
+    for result in results:
+        fields = asdict(result)
+        account = fields["account"]
+        for name, value in account.items():
+            if isinstance(value, list):
+                account[name] = {"count": len(value), "first": value[:_SHOWN_MAX]}
+        found.append(fields)
+    return {"schema": 1, **about, "results": found}
 
 
 def markdown(results: Sequence[Result], about: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -111,19 +111,19 @@ def parent() -> Iterator["subprocess.Popen[bytes]"]:
     process.wait()
 
 
-def until_seen(processes: Processes) -> psutil.Process:
+def until(what: Callable[[], Any]) -> Any:
     ends_at = time.monotonic() + 10
-    while not (found := processes.of("sleeper")):
+    while not (found := what()):
         assert time.monotonic() < ends_at
         time.sleep(0.01)
-    return found[0]
+    return found
 
 
 def test_only_what_the_root_has_started_is_struck(parent: "subprocess.Popen[bytes]") -> None:
     stranger = subprocess.Popen(SLEEP)
     try:
         processes = Processes(parent.pid, {"sleeper": " ".join(SLEEP)})
-        child = until_seen(processes)
+        (child,) = until(lambda: processes.of("sleeper"))
 
         struck = processes.strike(Blow(0.0, "sleeper", 0.99, KILL))
 
@@ -137,13 +137,13 @@ def test_only_what_the_root_has_started_is_struck(parent: "subprocess.Popen[byte
 
 def test_what_is_paused_goes_on_at_the_end(parent: "subprocess.Popen[bytes]") -> None:
     processes = Processes(parent.pid, {"sleeper": " ".join(SLEEP)})
-    child = until_seen(processes)
+    (child,) = until(lambda: processes.of("sleeper"))
 
     processes.strike(Blow(0.0, "sleeper", 0.0, PAUSE, pause_s=60.0))
-    assert child.status() == psutil.STATUS_STOPPED
+    until(lambda: child.status() == psutil.STATUS_STOPPED)
 
     processes.close()
-    assert child.status() != psutil.STATUS_STOPPED
+    until(lambda: child.status() != psutil.STATUS_STOPPED)
 
 
 def test_nobody_of_a_kind_is_not_there_to_be_struck(parent: "subprocess.Popen[bytes]") -> None:
