@@ -128,6 +128,19 @@ class WriteStream:
             self._note_fence(error)
             self._give_up(batch, error)
 
+    async def look_for_fence(self) -> None:
+        """Find out whether this host was declared dead, which it would else learn only from its next write."""
+        delay_s = _RETRY_FIRST_S
+        while not self.fenced.done():
+            try:
+                await self._ledger.append(self._host, [])
+                return
+            except UnavailableError:
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, _RETRY_CEILING_S)
+            except FencedError as error:
+                self._note_fence(error)
+
     def _note_fence(self, error: NexusError) -> None:
         if isinstance(error, FencedError) and not self.fenced.done():
             self.fenced.set_result(None)

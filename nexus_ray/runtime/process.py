@@ -88,13 +88,17 @@ class HostProcess:
     def set_membership(self, membership: Membership) -> None:
         """Go by a newer membership, and look at once for goals that have become this host's.
 
-        A host without weight drains: it finishes the tasks of its agents, and gives its goals back for others.
+        A host without weight drains: it finishes the tasks of its agents, and gives its goals back for others. One
+        that is a member no more was most likely declared dead: whoever waits here for an outcome should learn of it.
         """
         is_newer = membership.epoch > self.post.membership.epoch
+        was_member = self._me is not None
         self.post.set_membership(membership)
         if is_newer and self._tasks:
             me = self._me
             self._drain() if me is not None and me.weight <= 0 else self._resume()
+            if was_member and me is None:
+                self._begin(self.stream.look_for_fence(), "look for fence")
             self._begin(self._sweep(), "sweep now")
 
     @property

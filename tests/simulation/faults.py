@@ -15,8 +15,8 @@ class Plan:
     """What goes wrong.
 
     `deaths`: by kind of process, at which of the points passed by its kind one dies. `pauses`: when, for how long, and
-    which kind of process. `cuts`: when, for how long, and between which kinds. `forsaken`: when a host is taken for dead
-    that only stands still, and for how long.
+    which kind of process. `cuts`: when, for how long, and between which kinds. `forsaken`: when a host is taken for
+    dead that only stands still, and for how long.
     """
 
     until: float  # Pauses and cuts that began before may last longer.
@@ -56,7 +56,7 @@ def draw(random: Random) -> Plan:
         plan.kills.append((random.uniform(0.0, plan.until), random.choice(["host", "host", "ledger", "directory"])))
     for _ in range(random.choice([0, 0, 1, 2])):
         plan.pauses.append(
-            (random.uniform(0.2, 2.5), random.uniform(0.5, 12.0), random.choice(_PAUSED))
+            (random.uniform(0.2, 2.5), random.uniform(0.5, 9.0), random.choice(_PAUSED))
         )
     for _ in range(random.choice([0, 0, 0, 1, 2])):
         pair = random.choice(

@@ -58,8 +58,14 @@ class Report:
 @cache
 def _settings() -> Settings:
     settings = Settings()
-    # Looked at more often than by default, so that the hung are found out while there is still something to do.
-    return settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"health_interval_s": 0.2})})
+    return settings.model_copy(
+        update={
+            # Looked at more often than by default, so that the hung are found out while there is still something to do.
+            "runtime": settings.runtime.model_copy(update={"health_interval_s": 0.5}),
+            # What this process really takes of memory has no place in a run.
+            "agents": settings.agents.model_copy(update={"memory_bytes_max": 2**60}),
+        }
+    )
 
 
 class World:
