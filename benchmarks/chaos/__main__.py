@@ -28,6 +28,9 @@ from benchmarks.report import rewritten, write_json
 ROOT = Path(__file__).resolve().parents[2]
 LATEST = ROOT / "benchmarks" / "results" / "chaos.json"
 README = ROOT / "benchmarks" / "README.md"
+BLOWS_MAX = 100_000
+EVERY_S_MAX = 3600.0
+_INTERRUPTED = 130
 PEERS = ("raw-ray", "langgraph")
 
 
@@ -43,16 +46,22 @@ def main() -> int:
         folder = Path(temporary)
         about["machine"] = machine.facts(folder)
         for name in (*(() if options.alone else ("nexus",)), *options.against):
-            results.append(_run(name, blows, seed, folder / name, console))
+            try:
+                results.append(_run(name, blows, seed, folder / name, console))
+            except KeyboardInterrupt:  # Before the first blow, or a second time: there is no account of this one.
+                break
             if not results[-1].is_whole:
                 break
+    if not results:
+        console.print("stopped before the first blow")
+        return _INTERRUPTED
     for result in results:
         console.print(report.recovery_table(result))
         for line in report.complaints(result):
             console.print(f"[red]{line}[/red]" if result.system == "Nexus" else line, highlight=False)
     console.print(report.table(results))
     _write(options, console, results, about)
-    return 0 if results[0].is_clean else 1
+    return 0 if all(result.is_clean for result in results if result.system == "Nexus") else 1
 
 
 def parse(arguments: list[str]) -> Any:
@@ -62,9 +71,11 @@ def parse(arguments: list[str]) -> Any:
     parser.add_argument("--seed", type=int, help="the schedule and the load of an earlier run")
     parser.add_argument("--alone", action="store_true", help="only those of --against, without Nexus")
     parser.add_argument("--against", type=_peers, default=[], metavar="NAMES", help=f"of {','.join(PEERS)}")
-    parser.add_argument("--json", type=Path, default=LATEST, help="where to write")
+    parser.add_argument("--json", type=Path, help="where to write; a whole run writes results/chaos.json")
     parser.add_argument("--write-readme", action="store_true", help="put the figures into benchmarks/README.md")
     options = parser.parse_args(arguments)
+    if not 0 < options.kills <= BLOWS_MAX or not 0 < options.every <= EVERY_S_MAX:
+        parser.error(f"--kills takes 1 to {BLOWS_MAX:,}, --every up to {EVERY_S_MAX:g} seconds")
     if options.alone and (options.write_readme or not options.against):
         parser.error("--alone takes --against, and no --write-readme")
     return options
@@ -118,9 +129,12 @@ _SYSTEMS: dict[str, Callable[[list[Blow], int, Path, Any], Result]] = {
 
 
 def _write(options: Any, console: Console, results: list[Result], about: dict[str, Any]) -> None:
-    write_json(options.json, report.document(results, about))
-    console.print(f"written to {options.json}")
-    if options.write_readme and all(result.is_whole for result in results):
+    is_whole = not options.alone and all(result.is_whole for result in results)
+    path = options.json or (LATEST if is_whole else None)
+    if path is not None:
+        write_json(path, report.document(results, about))
+        console.print(f"written to {path}")
+    if options.write_readme and is_whole:
         text = report.markdown(results, about)
         README.write_text(rewritten(README.read_text(), text, report.BEGIN, report.END))
         console.print(f"figures written to {README.relative_to(ROOT)}")

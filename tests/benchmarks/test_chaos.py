@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.chaos.__main__ import parse
 from benchmarks.chaos.account import Account, Evidence, settle
 from benchmarks.chaos.load import Accepted
 from benchmarks.chaos.processes import Processes
@@ -150,3 +151,19 @@ def test_nobody_of_a_kind_is_not_there_to_be_struck(parent: "subprocess.Popen[by
     processes = Processes(parent.pid, {"sleeper": "no such process"}, back_s_max=0.2)
 
     assert processes.strike(Blow(0.0, "sleeper", 0.0, KILL)) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--kills", "0"], ["--every", "0"], ["--against", "nobody"], ["--alone"],
+     ["--alone", "--against", "raw-ray", "--write-readme"]],
+)  # fmt: skip
+def test_what_makes_no_run_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+
+
+def test_a_run_may_be_replayed_against_others() -> None:
+    options = parse(["--kills", "1000", "--seed", "7", "--against", "raw-ray,langgraph"])
+
+    assert (options.kills, options.seed, options.against) == (1000, 7, ["raw-ray", "langgraph"])
