@@ -167,7 +167,7 @@ def check_version(version: int) -> None:
 def refused(error: psycopg.Error, settings: LedgerSettings) -> NexusError:
     """Return our error for a connection that was not had."""
     # The server's own words: libpq does not pass its code on. They name user and database, never the password.
-    words = str(error).strip().splitlines()[-1].removeprefix("connection failed: ")
+    words = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("connection failed: ")
     pgconn = error.pgconn
     if pgconn is not None and (pgconn.needs_password or pgconn.used_password) and not _is_passing(words):
         hint = "check the user in ledger.url, and the password in ledger.password_file or PGPASSFILE"

@@ -14,7 +14,6 @@ import sqlalchemy
 from alembic import command
 from alembic.config import Config
 
-from nexus_ray.core.errors import NexusError
 from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.ledger_postgres_link import SCHEMA, SCHEMA_VERSION, check_version, parameters, refused, translated
 from nexus_ray.goals.ledger_status import COUNTS, GOAL_COUNTS, LedgerStatus
@@ -94,20 +93,17 @@ def _connect(settings: LedgerSettings) -> psycopg.Connection[tuple[Any, ...]]:
     given = parameters(settings, "nexus ledger")
     given["options"] += f" -c statement_timeout=0 -c lock_timeout={_WAIT_S * 1000}"
     given["options"] += " -c idle_in_transaction_session_timeout=0"
-    return psycopg.connect(**given)
+    try:
+        return psycopg.connect(**given)
+    except psycopg.Error as error:
+        raise refused(error, settings) from None
 
 
 @contextmanager
 def opened(settings: LedgerSettings) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     """Connect for as long as the block lasts, with no bound to how long a statement takes."""
     try:
-        connection = _connect(settings)
-    except psycopg.Error as error:
-        raise refused(error, settings) from None
-    try:
-        with connection:
+        with _connect(settings) as connection:
             yield connection
-    except NexusError:
-        raise
     except psycopg.Error as error:
         raise translated(error) from None
