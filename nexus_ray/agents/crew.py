@@ -13,12 +13,13 @@ import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.turns import Turns
 
 _JOBS_A_TURN_MAX = 64  # Then everybody else on the loop has a turn: about 3 ms.
 
 
-class Job(asyncio.Future[Any]):
+class Job(Promise[Any]):
     """One coroutine of a crew, and the future of what it returns. Cancelling it cancels the coroutine."""
 
     __slots__ = ("_is_over", "coroutine", "seconds", "task", "timer")
@@ -37,7 +38,8 @@ class Job(asyncio.Future[Any]):
             return False
         if self.task is None:
             self.coroutine.close()
-            return super().cancel(msg)
+            self.resolve(None, asyncio.CancelledError())
+            return True
         return self.task.cancel(msg)
 
     @property
@@ -59,17 +61,11 @@ class Job(asyncio.Future[Any]):
         return self.task.uncancel() == 0
 
     def end(self, value: Any, error: BaseException | None) -> None:
-        """Resolve the future."""
+        """Say how the coroutine ended."""
         if self.timer is not None:
             self.timer.cancel()
-        if self.done():
-            return
-        if error is None:
-            self.set_result(value)
-        elif isinstance(error, asyncio.CancelledError):
-            super().cancel()
-        else:
-            self.set_exception(error)
+        if not self.done():
+            self.resolve(value, error)
 
 
 class Crew:

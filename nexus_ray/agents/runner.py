@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nexus_ray.agents.activation import Activation, Surroundings, task_failure
 from nexus_ray.agents.crew import Crew, Job
 from nexus_ray.agents.ports import Isolation, Recorder
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
@@ -128,10 +129,10 @@ class AgentRunner:
         spec = self._specs.get(agent_type)
         return spec is not None and spec.options.spread
 
-    def run(self, order: TaskOrder, *, is_local: bool) -> "asyncio.Future[TaskResult]":
+    def run(self, order: TaskOrder, *, is_local: bool) -> Promise[TaskResult]:
         """Run one task; record it here if the agent has durable state or who asks is here.
 
-        Cancelling the future cancels the task.
+        Cancelling the promise cancels the task.
 
         The result of an agent without durable state that another host asked is recorded by that host, by `take_in`:
         in its stream, before the outcome that follows from it, and without waiting for the disk on the way.
@@ -140,7 +141,7 @@ class AgentRunner:
             order: What to run; `order.deadline_at` bounds waiting and running together.
             is_local: Who asks is in this process, so the result need not wait for its record, unless state changed.
 
-        Raises, through the future:
+        Raises, through the promise:
             UnavailableError: Draining, or the record did not take effect; look the step up before asking again.
             ResourceExhaustedError: The mailbox or the host is full.
         """

@@ -11,7 +11,6 @@ from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
 from nexus_ray.core.errors import (
     DeadlineExceededError,
     EffectUnknownError,
-    NexusError,
     ResourceExhaustedError,
     TaskFailedError,
     UnavailableError,
@@ -23,43 +22,54 @@ _ASK_AGAIN_CEILING_S = 1.0
 _FULL_TRIES_MAX = 8  # A mailbox that stays full for some seconds is a refusal, not a hiccup.
 
 
-class Asked:
-    """One step under way: dispatched, and dispatched again while nobody knows whether it ran."""
+class Asked(asyncio.Future[Any]):
+    """The answer of one step under way: dispatched, and dispatched again while nobody knows whether it ran.
 
-    __slots__ = ("_asked", "_asking", "_is_last", "_order", "_run", "_spec", "answer")
+    Cancelling it cancels the task.
+    """
+
+    __slots__ = ("_asked", "_asking", "_is_last", "_order", "_run", "_spec")
 
     def __init__(self, run: Run, spec: AgentSpec, order: TaskOrder, asking: "set[asyncio.Future[Any]]") -> None:
         """`asking` holds the answer for as long as it is waited for."""
+        super().__init__()
         self._run = run
         self._spec = spec
         self._order = order
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.answer.add_done_callback(self._ended)
         self._asking = asking
-        asking.add(self.answer)
+        asking.add(self)
         self._is_last = False  # What comes is the last word: it has been asked as often as is worth it.
-        self._asked = run.dispatch(order)
-        self._asked.add_done_callback(self._came)
+        self._asked: asyncio.Future[TaskResult]
+        self._asked = promise = run.dispatch(order)
+        promise.tell(self._came)
 
-    def _ended(self, answer: "asyncio.Future[Any]") -> None:
-        self._asking.discard(answer)
-        if answer.cancelled():
-            self._asked.cancel()
+    def cancel(self, msg: Any = None) -> bool:
+        """Have nobody answer."""
+        if not super().cancel(msg):
+            return False
+        self._asking.discard(self)
+        self._asked.cancel()
+        return True
 
     def _came(self, asked: "asyncio.Future[TaskResult]") -> None:
-        if self.answer.done():
+        if self.done():
             if not asked.cancelled():
                 asked.exception()  # Looked at, so that asyncio does not complain of what nobody needs any more.
-        elif asked.cancelled():
-            self.answer.cancel()
-        elif (error := asked.exception()) is None:
-            settle(self.answer, self._spec, asked.result())
-        elif isinstance(error, UnavailableError | ResourceExhaustedError) and not self._is_last:
+            return
+        if asked.cancelled():
+            self.cancel()
+            return
+        error = asked.exception()
+        if isinstance(error, UnavailableError | ResourceExhaustedError) and not self._is_last:
             self._is_last = True
             self._asked = asyncio.get_running_loop().create_task(self._again(error), name=str(self._order.agent))
             self._asked.add_done_callback(self._came)
+            return
+        self._asking.discard(self)
+        if error is None:
+            settle(self, self._spec, asked.result())
         else:
-            self.answer.set_exception(error)
+            self.set_exception(error)
 
     async def _again(self, refusal: UnavailableError | ResourceExhaustedError) -> TaskResult:
         order, clock = self._order, self._run.clock
@@ -92,7 +102,7 @@ def settle(answer: "asyncio.Future[Any]", spec: AgentSpec, result: TaskResult) -
         return
     try:
         answer.set_result(spec.result.decode(result.value, "result"))
-    except NexusError as error:
+    except Exception as error:  # A schema may call code of the user's; what that raises is for the goal to see.
         answer.set_exception(error)
 
 

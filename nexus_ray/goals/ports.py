@@ -1,9 +1,9 @@
 """What coordination needs from outside: somebody who gets tasks to agents, and for a team, the run of its goal."""
 
-import asyncio
 from typing import Protocol
 
 from nexus_ray.agents.agent import Agent
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
@@ -15,12 +15,12 @@ from nexus_ray.goals.spec import GoalFunction, GoalSpec
 class Dispatcher(Protocol):
     """Gets a task to the host that its agent belongs to, and brings the result back."""
 
-    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
-        """Have a task run where its agent is; the future brings the result. Cancelling it cancels the task.
+    def dispatch(self, order: TaskOrder) -> Promise[TaskResult]:
+        """Have a task run where its agent is; the promise brings the result. Cancelling it cancels the task.
 
         The result is in this host's write stream, or was recorded by the host that ran the task.
 
-        Raises, through the future:
+        Raises, through the promise:
             UnavailableError: It is not known whether the task ran; look its step up before asking again.
             ResourceExhaustedError: The agent or its host is full; it did not run.
         """
@@ -75,7 +75,7 @@ class Run(Protocol):
         """Return the result that stands in the journal now."""
         ...
 
-    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
+    def dispatch(self, order: TaskOrder) -> Promise[TaskResult]:
         """Have a task run where its agent is; see `Dispatcher`."""
         ...
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nexus_ray.agents.agent import Agent
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
@@ -122,7 +123,7 @@ class GoalRun:
         entry = await self.look_for(step_key)
         return None if entry is None else step_result(step_key, entry.body)
 
-    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
+    def dispatch(self, order: TaskOrder) -> Promise[TaskResult]:
         """Have a task run where its agent is."""
         return self._coordinator.dispatcher.dispatch(order)
 

@@ -131,7 +131,7 @@ class Team:
             deadline_at,
             is_private,
         )
-        return Asked(self._run, spec, order, self._asking).answer
+        return Asked(self._run, spec, order, self._asking)
 
     async def goal(self, goal: GoalRef, payload: Any = None, *, timeout_s: float | None = None) -> Any:
         """Submit a goal of this goal, wait for its outcome and return its result.

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import TaskOrder, TaskResult
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
@@ -126,6 +127,27 @@ def _size_bytes(item: Item) -> int:
     return _ITEM_BYTES
 
 
+class _Sent(Promise[TaskResult]):
+    """An order that another host was asked to run."""
+
+    __slots__ = ("host", "number", "office", "order")
+
+    def __init__(self, office: "PostOffice", host: str, number: int, order: TaskOrder) -> None:
+        super().__init__()
+        self.office = office
+        self.host = host
+        self.number = number
+        self.order = order
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Have the other host told that nobody waits."""
+        if self.done():
+            return False
+        self.office.withdraw(self)
+        self.resolve(None, asyncio.CancelledError())
+        return True
+
+
 class PostOffice:
     """Gets tasks to the hosts their agents belong to; used from one event loop only. Implements `Dispatcher`."""
 
@@ -140,8 +162,8 @@ class PostOffice:
         self._members: dict[str, Member] = {}
         self._outgoing: dict[str, _Waiting] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
-        self._asked: dict[int, tuple[str, TaskOrder, asyncio.Future[TaskResult]]] = {}
-        self._running: dict[tuple[str, int], asyncio.Future[TaskResult]] = {}
+        self._asked: dict[int, _Sent] = {}
+        self._running: dict[tuple[str, int], Promise[TaskResult]] = {}
         # Hosts that wrote from a newer membership than this host knows, and its epoch: they are not known here yet.
         self._newcomers: dict[str, int] = {}
         self._number = 0
@@ -168,9 +190,9 @@ class PostOffice:
         for host, epoch in list(self._newcomers.items()):
             if host in self._members or epoch <= membership.epoch:
                 del self._newcomers[host]
-        for number, (host, _, _) in list(self._asked.items()):
-            if host not in self._members:
-                self._settle(number, UnavailableError(f"host {host} has left", host=host))
+        for number, sent in list(self._asked.items()):
+            if sent.host not in self._members:
+                self._settle(number, None, UnavailableError(f"host {sent.host} has left", host=sent.host))
         for host in list(self._outgoing):
             if self._has_left(host):
                 del self._outgoing[host]
@@ -186,23 +208,20 @@ class PostOffice:
     def _has_left(self, host: str) -> bool:
         return host not in self._members and host not in self._newcomers
 
-    def dispatch(self, order: TaskOrder) -> "asyncio.Future[TaskResult]":
+    def dispatch(self, order: TaskOrder) -> Promise[TaskResult]:
         """Have a task run where its agent is."""
-        loop = asyncio.get_running_loop()
-        self._number += 1
-        number = self._number
-        future: asyncio.Future[TaskResult] = loop.create_future()
         try:
             host = self._place(order)
             if host == self._host:
                 return self._runner.run(order, is_local=True)
+            self._number = number = self._number + 1
             self._post(host, Request(number, order))
         except (UnavailableError, ResourceExhaustedError) as error:
-            future.set_exception(error)
-            return future
-        self._asked[number] = (host, order, future)
-        future.add_done_callback(functools.partial(self._settled, host, number))
-        return future
+            refused: Promise[TaskResult] = Promise()
+            refused.set_exception(error)
+            return refused
+        sent = self._asked[number] = _Sent(self, host, number, order)
+        return sent
 
     def _place(self, order: TaskOrder) -> str:
         if not order.private:
@@ -221,12 +240,12 @@ class PostOffice:
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
 
-    def _settled(self, host: str, number: int, future: "asyncio.Future[TaskResult]") -> None:
-        self._asked.pop(number, None)
-        if future.cancelled() and host in self._members:
+    def withdraw(self, sent: _Sent) -> None:
+        """Tell another host that nobody waits for what it was asked."""
+        if self._asked.pop(sent.number, None) is not None and sent.host in self._members:
             # Where even this does not get through, the task runs to its end, and its result is on record.
             with contextlib.suppress(ResourceExhaustedError):
-                self._post(host, Cancel(number))
+                self._post(sent.host, Cancel(sent.number))
 
     def deliver(self, origin: str, epoch: int, items: Sequence[Item]) -> None:
         """Take a parcel in from another host; `epoch` is the membership that the sender went by."""
@@ -238,10 +257,7 @@ class PostOffice:
                 case Request(number, order):
                     self._serve(origin, epoch, number, order)
                 case Reply(number, result, code, message):
-                    asked = self._asked.get(number)
-                    if result is not None and asked is not None and not asked[2].done():
-                        self._runner.take_in(asked[1], result)
-                    self._settle(number, result or _refusal(code, message))
+                    self._settle(number, result, None if result is not None else _refusal(code, message))
                 case Cancel(number):
                     running = self._running.get((origin, number))
                     if running is not None:
@@ -267,9 +283,9 @@ class PostOffice:
         if order.private:
             self._guests.setdefault(origin, {})[order.goal_id] = None
         running = self._running[origin, number] = self._runner.run(order, is_local=False)
-        running.add_done_callback(functools.partial(self._served, origin, number))
+        running.tell(functools.partial(self._served, origin, number))
 
-    def _served(self, origin: str, number: int, running: "asyncio.Future[TaskResult]") -> None:
+    def _served(self, origin: str, number: int, running: Promise[TaskResult]) -> None:
         self._running.pop((origin, number), None)
         if running.cancelled():
             return  # Nobody waits for it.
@@ -324,7 +340,7 @@ class PostOffice:
         unknown = error if isinstance(error, UnavailableError) else UnavailableError(error.message, host=host)
         for item in items:
             if isinstance(item, Request):
-                self._settle(item.number, unknown)
+                self._settle(item.number, None, unknown)
         if host in self._members:
             kept = [item for item in items if not isinstance(item, Request)]
             if not isinstance(error, UnavailableError):  # As it is it will never be taken.
@@ -332,14 +348,13 @@ class PostOffice:
             self._outgoing[host].put_back(kept)
             await asyncio.sleep(_CARRY_AGAIN_S)
 
-    def _settle(self, number: int, answer: TaskResult | NexusError) -> None:
-        asked = self._asked.pop(number, None)
-        if asked is None or asked[2].done():
-            return
-        if isinstance(answer, NexusError):
-            asked[2].set_exception(answer)
-        else:
-            asked[2].set_result(answer)
+    def _settle(self, number: int, result: TaskResult | None, error: NexusError | None) -> None:
+        sent = self._asked.pop(number, None)
+        if sent is None:
+            return  # Nobody waits for it any more.
+        if result is not None:
+            self._runner.take_in(sent.order, result)
+        sent.resolve(result, error)
 
 
 def _refusal(code: str, message: str) -> NexusError:
