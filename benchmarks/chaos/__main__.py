@@ -8,6 +8,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from benchmarks.chaos import report
 from benchmarks.chaos.contest import contest
 from benchmarks.chaos.fleet import fleet
 from benchmarks.chaos.langgraph import langgraph
+from benchmarks.chaos.processes import Processes
 from benchmarks.chaos.raw_ray import raw_ray
-from benchmarks.chaos.schedule import Blow, schedule
+from benchmarks.chaos.schedule import Plan
 from benchmarks.chaos.torment import PACE_S, Result, torment
 from benchmarks.report import rewritten, write_json
 
@@ -39,7 +41,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
     console.print(f"seed {seed}: {options.kills} blows, one in {options.every:g} s on average")
-    blows = schedule(seed, options.kills, options.every)
+    plan = Plan(seed, options.kills, options.every)
     about: dict[str, Any] = {"at": datetime.now(UTC).isoformat(timespec="seconds")}
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="nexus-chaos-") as temporary:
@@ -47,9 +49,10 @@ def main() -> int:
         about["machine"] = machine.facts(folder)
         for name in (*(() if options.alone else ("nexus",)), *options.against):
             try:
-                results.append(_run(name, blows, seed, folder / name, console))
+                results.append(_run(name, plan, folder / name, console))
             except KeyboardInterrupt:  # Before the first blow, or a second time: there is no account of this one.
                 break
+            plan = replace(plan, kinds=tuple(results[0].kinds) or plan.kinds)  # The same schedule for all.
             if not results[-1].is_whole:
                 break
     if not results:
@@ -88,42 +91,43 @@ def _peers(text: str) -> list[str]:
     return names
 
 
-def _run(name: str, blows: list[Blow], seed: int, folder: Path, console: Console) -> Result:
+def _run(name: str, plan: Plan, folder: Path, console: Console) -> Result:
     folder.mkdir(mode=0o700)
     columns = (TextColumn("{task.fields[system]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("{task.fields[goals]} goals · {task.description}"))  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("starting", total=len(blows), system=name, goals=0)
+        bar = progress.add_task("starting", total=plan.count, system=name, goals=0)
 
         def tell(what: str, count: int, goals: int) -> None:
             progress.update(bar, description=what, completed=count, goals=goals)
 
-        return _SYSTEMS[name](blows, seed, folder, tell)
+        return _SYSTEMS[name](plan, folder, tell)
 
 
-def _nexus(blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
+def _nexus(plan: Plan, folder: Path, tell: Any) -> Result:
     traces = folder / "traces"
     traces.mkdir(mode=0o700)
     with fleet(folder / "state", lambda line: tell(line, 0, 0)) as (root, connection):
-        return torment(connection, root, blows, traces, seed=seed, tell=tell)
+        plan = replace(plan, kinds=tuple(Processes(root).kinds()))
+        return torment(connection, root, plan.blows(), traces, seed=plan.seed, tell=tell)
 
 
-def _raw_ray(blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
-    return _contest(raw_ray, blows, seed, folder, tell)
+def _raw_ray(plan: Plan, folder: Path, tell: Any) -> Result:
+    return _contest(raw_ray, plan, folder, tell)
 
 
-def _langgraph(blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
-    return _contest(langgraph, blows, seed, folder, tell)
+def _langgraph(plan: Plan, folder: Path, tell: Any) -> Result:
+    return _contest(langgraph, plan, folder, tell)
 
 
-def _contest(up: Any, blows: list[Blow], seed: int, folder: Path, tell: Any) -> Result:
+def _contest(up: Any, plan: Plan, folder: Path, tell: Any) -> Result:
     (folder / "traces").mkdir(mode=0o700)
     (folder / "state").mkdir(mode=0o700)
     with up(folder / "state", folder / "traces") as peer:
-        return contest(peer, blows, folder / "traces", seed=seed, pace_s=PACE_S, tell=tell)
+        return contest(peer, plan.blows(), folder / "traces", seed=plan.seed, pace_s=PACE_S, tell=tell)
 
 
-_SYSTEMS: dict[str, Callable[[list[Blow], int, Path, Any], Result]] = {
+_SYSTEMS: dict[str, Callable[[Plan, Path, Any], Result]] = {
     "nexus": _nexus, "raw-ray": _raw_ray, "langgraph": _langgraph,
 }  # fmt: skip
 

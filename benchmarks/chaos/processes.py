@@ -41,6 +41,10 @@ class Processes:
                     found.append((process.create_time(), process.pid, process))
         return [process for _, _, process in sorted(found, key=lambda entry: entry[:2])]
 
+    def kinds(self) -> list[str]:
+        """Return the kinds of which there is a process now: a front door may do without Serve's proxy."""
+        return [kind for kind in self._titles if self.of(kind)]
+
     def strike(self, blow: Blow) -> int | None:
         """Carry a blow out and return whom it struck; None where there was nobody of the kind in time."""
         ends_at = time.monotonic() + self._back_s_max

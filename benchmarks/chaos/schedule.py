@@ -36,6 +36,19 @@ class Blow:
         return f"{self.kind}: {self.act}" + (f" {self.pause_s:.1f} s" if self.act == PAUSE else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a schedule depends on; `kinds` are those that there are to be struck."""
+
+    seed: int
+    count: int
+    every_s: float
+    kinds: tuple[str, ...] = tuple(KINDS)
+
+    def blows(self) -> list[Blow]:
+        return schedule(self.seed, self.count, self.every_s, self.kinds)
+
+
 def schedule(seed: int, blows: int, every_s: float, kinds: Sequence[str] = tuple(KINDS)) -> list[Blow]:
     """Draw a schedule of `blows`, on average one `every_s`; each of the first ones strikes another kind."""
     draw = random.Random(seed)

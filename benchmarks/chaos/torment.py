@@ -32,6 +32,7 @@ class Result:
     system: str
     seed: int
     account: Account
+    kinds: list[str] = field(default_factory=list)  # What there was to be struck; the schedule depends on it.
     struck: dict[str, int] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
@@ -76,6 +77,7 @@ def torment(
     probes = Probes(connection, run, load.told)
     result = Result("Nexus", seed, Account(), undisturbed_s=_warm_up(probes, run))
     processes = Processes(root)
+    result.kinds = processes.kinds()
     load.start()
     try:
         for blow in blows:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos import report
+from benchmarks.chaos.processes import Processes
 from benchmarks.chaos.schedule import schedule
 from benchmarks.chaos.torment import torment
 from nexus_ray.runtime.client import Connection
@@ -20,7 +21,9 @@ SEED = 25
 
 @pytest.mark.timeout(240)  # Some 40 s on two cores that have nothing else to do.
 def test_after_25_blows_nothing_is_lost_doubled_or_stuck(fleet: Fleet, connection: Connection, tmp_path: Path) -> None:
-    blows = schedule(SEED, BLOWS, EVERY_S)
+    kinds = Processes(fleet.record["pid"]).kinds()
+    assert {"agent host", "ledger", "directory", "Serve replica", "Serve controller"} <= set(kinds)
+    blows = schedule(SEED, BLOWS, EVERY_S, kinds)
 
     result = torment(fleet.connect, fleet.record["pid"], blows, tmp_path, seed=SEED)
 
