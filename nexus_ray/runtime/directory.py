@@ -94,6 +94,7 @@ class Directory:
         self._look_every_s = look_every_s
         self._members: dict[Slot, Member] = {}
         self._drained: set[Slot] = set()
+        self._left_over: set[str] = set()  # Hosts that are fenced and held goals when that was looked at last.
         self._epoch = 0  # The last one that was drawn.
         self._drawing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -184,13 +185,20 @@ class Directory:
         return True
 
     async def _fence_the_dead(self) -> None:
-        """Fence every host that still holds goals on record but is not here: left over from before a restart."""
-        alive = {member.host for member in self._members.values()}
+        """Fence every host that still holds goals on record but is not here.
+
+        Left over from before a restart; or dead before it was, with a claim under way that reached the ledger later.
+        """
+        left_over: set[str] = set()
         after = ""
         while records := await self._ledger.unfinished(after, _PAGE_GOALS):
-            for host in sorted({record.host for record in records} - alive - {""}):
-                await self._fence(host)
+            alive = {member.host for member in self._members.values()}
+            for host in sorted({record.host for record in records} - alive - left_over - {""}):
+                if host not in self._left_over:
+                    await self._fence(host)
+                left_over.add(host)
             after = records[-1].goal.id
+        self._left_over = left_over
 
     async def _draw(self) -> int:
         """Draw an epoch, and with it the proof that nobody has succeeded this directory.
@@ -233,6 +241,9 @@ class Directory:
             await asyncio.sleep(self._look_every_s)
             try:
                 wanted = await self._hosts.slots()
+                await self._office(self._fence_the_dead())
+            except FencedError:
+                return
             except NexusError as error:
                 log.warning("directory.tries_again", error=str(error))
                 continue

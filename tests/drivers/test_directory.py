@@ -12,6 +12,7 @@ from nexus_ray.runtime import directory as module
 from nexus_ray.runtime.directory import Directory, Found
 from nexus_ray.runtime.placement import Member, Membership, Slot
 from tests.support.records import a_goal
+from tests.support.runners import until
 
 
 class Processes:
@@ -347,3 +348,17 @@ async def test_what_is_drained_stays_so_over_a_new_directory_until_its_machine_h
         processes.places.append(place)
 
         assert weights(await until_members(second, "host-1", "host-3")) == {"host-1": 1.0, "host-3": 1.0}
+
+
+async def test_a_claim_of_the_dead_that_comes_late_is_found_and_its_host_fenced_once() -> None:
+    processes, ledger = Processes(), Story()
+    async with Started(processes, ledger) as directory:
+        await ledger.accept([a_goal("goal-1"), a_goal("goal-2")], "host-before")
+        await ledger.accept([a_goal("goal-3")], "host-1")
+
+        await until(lambda: "fence host-before" in ledger.told)
+        looks = processes.looks
+        await until(lambda: processes.looks > looks + 3)
+
+        assert [line for line in ledger.told if line.startswith("fence")] == ["fence host-before"]
+        assert {member.host for member in directory.membership.members} == {"host-1", "host-2"}
