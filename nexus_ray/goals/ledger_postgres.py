@@ -49,7 +49,8 @@ _LEASE = (
     "UPDATE head SET lease_holder = %(cluster)s, lease_until = clock_timestamp() + make_interval(secs => %(lease_s)s)"
     " WHERE lease_holder IN ('', %(cluster)s) OR lease_until < clock_timestamp() RETURNING lease_holder"
 )
-_HOLDER = "SELECT lease_holder, extract(epoch FROM lease_until - clock_timestamp())::float8 FROM head"
+HOLDER = "SELECT lease_holder, extract(epoch FROM greatest(lease_until, now()) - now())::float8 FROM head"
+"""Who has the lease, and for how many seconds more. PostgreSQL subtracts nothing from a time that never was."""
 _RELEASE = "UPDATE head SET lease_until = '-infinity' WHERE lease_holder = %s RETURNING 1"
 _EPOCH = "UPDATE head SET epoch = epoch + 1 WHERE lease_holder = %s RETURNING epoch"
 _FENCE = (
@@ -263,7 +264,7 @@ class PostgresLedger:
                 return
             async with self._links.use() as connection:
                 if await self._lease(connection) != self._settings.cluster:
-                    holder, ends_in_s = await _one(connection, _HOLDER)
+                    holder, ends_in_s = await _one(connection, HOLDER)
                     raise AlreadyExistsError(
                         f"the ledger is held by the fleet {holder!r}; this one is {self._settings.cluster!r}. If that "
                         f"one is gone, its lease ends in {max(0.0, ends_in_s):.0f} s",
@@ -289,7 +290,7 @@ class PostgresLedger:
                 log.warning("ledger.lease_not_renewed", error=str(translated(error)))
 
     async def _not_ours(self) -> NexusError:
-        holder = (await self._rows(_HOLDER))[0][0]
+        holder = (await self._rows(HOLDER))[0][0]
         return UnavailableError(f"the ledger is held by another fleet: {holder or 'nobody'}")
 
     async def _commit(self, calls: Sequence[Any]) -> list[Any]:

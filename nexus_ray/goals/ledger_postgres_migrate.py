@@ -70,7 +70,7 @@ def postgres_status(settings: LedgerSettings) -> LedgerStatus:
         if version != SCHEMA_VERSION:
             return LedgerStatus("postgresql", place, version, SCHEMA_VERSION)
         head = connection.execute(
-            "SELECT epoch, lease_holder, greatest(0, extract(epoch FROM lease_until - now()))::float8 FROM head"
+            "SELECT epoch, lease_holder, extract(epoch FROM greatest(lease_until, now()) - now())::float8 FROM head"
         ).fetchone()
         assert head is not None
         epoch, holder, lease_s = head

@@ -382,6 +382,9 @@ async def test_migrations_may_be_run_twice_and_by_several_at_once(postgres: Serv
     found = await asyncio.to_thread(postgres_status, settings)
     assert (found.standing, found.goals, found.entries, found.agents) == ("current", {"succeeded": 1}, 4, 1)
     assert (found.lease_holder, found.lease_s > 5, found.size_bytes > 8192) == ("here", True, True)
+    await ledger.release()
+    released = await asyncio.to_thread(postgres_status, settings)
+    assert (released.lease_holder, released.lease_s) == ("", 0.0)
 
 
 async def test_a_wrong_password_is_told_without_it_and_a_right_one_lets_in(
