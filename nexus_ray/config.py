@@ -10,7 +10,7 @@ import os
 import socket
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -54,6 +54,10 @@ class RuntimeSettings(BaseModel):
     """Where the front door listens; beyond this machine only with TLS."""
     http_port: int = Field(default=8600, ge=1, le=65535)
     """Port of the front door; one that nothing well-known uses."""
+    front: Literal["replica", "proxy"] = "replica"
+    """Who listens: the gateway's replica itself, or Ray Serve's proxy before it, at ten times the cost of a request."""
+    connections_max: int = Field(default=2000, ge=1)
+    """Connections at one time to a gateway that listens itself; who comes after is answered with 503."""
     dashboard: bool = True
     """Start Ray's dashboard, on loopback and behind Ray's token; `ray job submit` needs it."""
     dashboard_port: int = Field(default=8265, ge=1, le=65535)

@@ -15,7 +15,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nexus_ray.api.app import build_app
-from nexus_ray.api.sockets import close_replica_port
+from nexus_ray.api.listener import Listener
+from nexus_ray.api.sockets import close_replica_port, has_proxy
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import SystemClock
@@ -65,7 +66,9 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             settings=settings.goals,
             trace_folder=settings.state_dir / "traces",
         )
-        return build_app(front, settings.runtime)
+        made = build_app(front, settings.runtime)
+        # Where Serve has no proxy the replica listens itself.
+        return made if has_proxy() else Listener(made, settings.runtime)
 
     gateway = serve.ingress(asgi)(Gateway)
     deployment = serve.deployment(
@@ -86,7 +89,10 @@ def open_front_door(app_path: str, settings: Settings) -> str:
     runtime = settings.runtime
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     tls = {"ssl_certfile": str(runtime.tls_cert), "ssl_keyfile": str(runtime.tls_key)} if runtime.tls_cert else {}
-    serve.start(http_options={"host": runtime.http_host, "port": runtime.http_port, **tls})
+    if runtime.front == "proxy":
+        serve.start(http_options={"host": runtime.http_host, "port": runtime.http_port, **tls})
+    else:
+        serve.start(proxy_location="Disabled")
     serve.run(application(app_path, settings), name="nexus", route_prefix="/")
     host = f"[{runtime.http_host}]" if ":" in runtime.http_host else runtime.http_host
     return f"{'https' if tls else 'http'}://{host}:{runtime.http_port}"
@@ -101,8 +107,12 @@ def close_front_door() -> None:
 class Gateway:
     """One replica of the front door."""
 
+    app: ASGIApp  # Serve sets it.
+
     def check_health(self) -> None:
-        """Answer Serve's health check: the process lives; `/ready` tells about the rest."""
+        """Answer Serve's health check: the process lives, and listens; `/ready` tells about the rest."""
+        if isinstance(self.app, Listener):
+            self.app.check()
 
 
 class _Edge:

@@ -102,8 +102,8 @@ class FrontDoor:
         """
         return self._authenticator.authenticate(credential)
 
-    async def submit(self, session: Session, request: SubmitRequest, traceparent: str = "") -> Acceptance:
-        """Accept a goal: when this returns, it is on disk.
+    async def submit(self, session: Session, request: SubmitRequest, traceparent: str = "") -> tuple[Acceptance, Goal]:
+        """Accept a goal: when this returns, it is on disk. The goal returned is what was asked for.
 
         Raises:
             PermissionDeniedError, NotFoundError, InvalidArgumentError: Refused; nothing was accepted.
@@ -120,7 +120,7 @@ class FrontDoor:
             (verdict,) = await self._intake.accept([goal])
             if isinstance(verdict, NexusError):
                 raise verdict
-            return verdict
+            return verdict, goal
 
     async def submit_batch(
         self, session: Session, requests: Sequence[SubmitRequest], traceparent: str = ""
@@ -211,6 +211,10 @@ class FrontDoor:
             answered = await answer_question(self._ledger, record, session, key, approved, comment, self._clock.now())
             await self._fleet.poke([record.goal])
             return answered
+
+    def check_may_read(self, session: Session, goal_id: str) -> None:
+        """Refuse who may not read a goal."""
+        self._authorizer.authorize(session, "goal:read", goal_id)
 
     async def goal(self, session: Session, goal_id: str) -> GoalRecord:
         """Return a goal and where it stands.

@@ -58,7 +58,10 @@ def test_after_a_host_that_it_only_asked_is_killed_a_goal_goes_on(fleet: Fleet, 
     until(lambda: len(connection.hosts()) == 2)
 
 
-@pytest.mark.parametrize("name", ["ray::LedgerActor", "ray::DirectoryActor", "ray::ServeReplica", "ray::ProxyActor"])
+PARTS = ["ray::LedgerActor", "ray::DirectoryActor", "ray::ServeReplica", "ray::ServeController"]
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_after_a_part_is_killed_goals_end_once_and_new_ones_are_taken(
     fleet: Fleet, connection: Connection, name: str
 ) -> None:

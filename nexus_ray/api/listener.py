@@ -1,0 +1,108 @@
+"""The gateway's own listener: a replica of Ray Serve answers HTTP itself, without Serve's proxy before it.
+
+Law: Serve places, supervises, checks and replaces the replica; only the bytes take the short way. It begins to listen
+when the application starts and stops when Serve lets it go; a listener that has ended makes the replica unhealthy.
+"""
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nexus_ray.config import RuntimeSettings
+from nexus_ray.core.errors import UnavailableError
+from nexus_ray.observe.logs import get_logger
+
+log = get_logger("api.listener")
+
+_KEEP_ALIVE_S = 90  # As Serve's proxy: longer than clients keep a connection that they do not use.
+_CLOSE_S = 5
+_BACKLOG = 1024
+_BIND_TRIES = 50
+_BIND_PAUSE_S = 0.1
+
+
+class Listener:
+    """An ASGI application that listens for as long as its lifespan."""
+
+    def __init__(self, app: ASGIApp, settings: RuntimeSettings) -> None:
+        self._app = app
+        self._settings = settings
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on; of the lifespan, note its beginning and its end."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        while True:
+            if (await receive())["type"] == "lifespan.startup":
+                await self._open()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def check(self) -> None:
+        """Refuse if nobody listens any more.
+
+        Raises:
+            UnavailableError: The listener has ended.
+        """
+        if self._serving is None or self._serving.done():
+            raise UnavailableError("the front door does not listen any more")
+
+    async def _open(self) -> None:
+        settings = self._settings
+        tls: dict[str, Any] = {}
+        if settings.tls_cert is not None:
+            tls = {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
+        config = uvicorn.Config(
+            self._app,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,  # Nobody stands before it whose word about the caller would count.
+            limit_concurrency=settings.connections_max,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_CLOSE_S,
+            **tls,
+        )
+        server = uvicorn.Server(config)
+        # Signals are Serve's; uvicorn would take them where it runs in the main thread.
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        bound = await _bind(settings.http_host, settings.http_port)
+        self._server = server
+        self._serving = asyncio.get_running_loop().create_task(server.serve(sockets=[bound]), name="listener")
+
+    async def _close(self) -> None:
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await asyncio.wait({self._serving}, timeout=_CLOSE_S + 1)
+
+
+async def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is shared with the other replicas of this user, whom the kernel deals out connections to."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    for attempt in range(1, _BIND_TRIES + 1):
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            bound.bind(address)
+            bound.listen(_BACKLOG)
+            bound.setblocking(False)
+            return bound
+        except OSError as error:
+            bound.close()
+            if attempt == _BIND_TRIES:
+                raise UnavailableError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+            await asyncio.sleep(_BIND_PAUSE_S)
+    raise AssertionError("unreachable")
