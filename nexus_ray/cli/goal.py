@@ -1,4 +1,4 @@
-"""`nexus goal`: submit, show, watch, list and cancel."""
+"""`nexus goal`: submit one or many, show, watch, list and cancel."""
 
 import json
 import sys
@@ -45,6 +45,37 @@ def submit(
         else:
             typer.echo(goal.id)
             say(f"accepted; follow it with: nexus goal watch {goal.id}")
+
+
+@verbs.command()
+def batch(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="One JSON object a line, or - for stdin.")],
+    as_json: AsJson = False,
+) -> None:
+    """Submit many goals: lines of {"type", "payload", "timeout_s"?, "idempotency_key"?}; prints their ids in order."""
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"cannot read {file}: {error.strerror}") from None
+    from nexus_ray.runtime.batches import submit_batch
+    from nexus_ray.runtime.client import connect
+
+    refused, told = 0, []
+    with connect() as fleet:
+        for one in submit_batch(fleet, content.removesuffix(b"\n").split(b"\n")):
+            problem = one.get("problem")
+            refused += problem is not None
+            if as_json:
+                told.append(one)
+            elif problem is None:
+                typer.echo(one["id"])
+            else:
+                say(f"line {one['line']}: {problem['detail']}")
+    if as_json:
+        print_json({"goals": told})
+    if refused:
+        say(f"{refused} refused")
+        raise typer.Exit(ExitCode.WRONG_INPUT)
 
 
 @verbs.command()
