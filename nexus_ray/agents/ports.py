@@ -40,16 +40,17 @@ class Recorder(Protocol):
 
     effects: Effects
 
-    def record(
-        self, order: TaskOrder, result: TaskResult, state: AgentState | None, *, is_awaited: bool
-    ) -> "asyncio.Future[bool]":
+    def record(self, order: TaskOrder, result: TaskResult, state: AgentState | None) -> "asyncio.Future[bool]":
         """Write the result, and the state with it, after everything that was recorded before.
 
-        What nobody waits for (`is_awaited` False) may take some milliseconds longer, to go with what comes next.
         The future resolves when that is durable: true, or false if it did not take effect, because the step stands
         already, its goal has ended, or the state is not the successor of the stored one. It raises `FencedError`
         when this host may not write any more.
         """
+        ...
+
+    def keep(self, order: TaskOrder, result: TaskResult) -> None:
+        """Write a result that nobody waits for, in its order; it may take some milliseconds, to go with what comes."""
         ...
 
     async def load(self, agent: AgentId) -> AgentState | None:

@@ -14,11 +14,7 @@ T = TypeVar("T")
 class Promise(asyncio.Future[T]):
     """The future of an answer; used from one event loop only."""
 
-    __slots__ = ("_told",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told: Callable[[Any], None] | None = None
+    _told: "Callable[[Any], None] | None" = None
 
     def tell(self, told: "Callable[[Any], None]") -> None:
         """Call `told` with this promise when it is done, which may be now."""

@@ -169,9 +169,10 @@ class AgentRunner:
             try:
                 result, state = await self._attempts(activation, order, job, operation.traceparent)
                 is_awaited = state is not None or (spec.state is not None and not is_local)
-                is_recorded = is_local or spec.state is not None
-                if is_recorded:
-                    pending = self._recorder.record(order, result, state, is_awaited=is_awaited)
+                if is_awaited:
+                    pending = self._recorder.record(order, result, state)
+                elif is_local:
+                    self._recorder.keep(order, result)
             finally:
                 activation.mailbox.leave()
             if result.failure is not None:
@@ -214,7 +215,7 @@ class AgentRunner:
             # The ledger will never take this result: then that is the result, else it would be asked for for ever.
             self._drop(order.agent, activation)
             result = result._replace(value=b"", failure=self._failure(order, error, result.attempts))
-            took_effect = await self._recorder.record(order, result, None, is_awaited=True)
+            took_effect = await self._recorder.record(order, result, None)
         if not took_effect:
             self._drop(order.agent, activation)
             raise UnavailableError("the result did not take effect: the agent or its goal is elsewhere now")
@@ -237,7 +238,6 @@ class AgentRunner:
         self, activation: Activation, order: TaskOrder, job: Job, traceparent: str
     ) -> tuple[TaskResult, AgentState | None]:
         started_at = self._clock.now()
-        policy = self._policies[order.agent.type]
         timeout_s = activation.spec.options.timeout_s
         deadline_at = order.deadline_at if timeout_s is None else min(order.deadline_at, started_at + timeout_s)
         attempt = 0
@@ -273,6 +273,7 @@ class AgentRunner:
                 log.error("agent.quarantined", agent=str(order.agent), error=error.message)
             now = self._clock.now()
             activation.used_at = now
+            policy = self._policies[order.agent.type]
             delay_s = policy.next_delay_s(attempt, error.code, deadline_at - now, self._random)
             if delay_s is None:
                 failure = self._failure(order, error, attempt)
@@ -283,17 +284,17 @@ class AgentRunner:
         now = self._clock.now()
         error = DeadlineExceededError(f"the deadline passed while the task waited for {order.agent}")
         result = TaskResult(order.step_key, b"", self._failure(order, error, 0), self._host, 0, now, now)
-        if is_local or self._specs[order.agent.type].state is not None:
-            pending = self._recorder.record(order, result, None, is_awaited=not is_local)
-            if not is_local:
-                await pending
+        if is_local:
+            self._recorder.keep(order, result)
+        elif self._specs[order.agent.type].state is not None:
+            await self._recorder.record(order, result, None)
         return result
 
     def take_in(self, order: TaskOrder, result: TaskResult) -> None:
         """Record a result that another host sent, where that is left to the host that asked."""
         spec = self._specs.get(order.agent.type)
         if spec is None or spec.state is None:
-            self._recorder.record(order, result, None, is_awaited=False)
+            self._recorder.keep(order, result)
 
     def _failure(self, order: TaskOrder, error: NexusError, attempts: int) -> Failure:
         return Failure(

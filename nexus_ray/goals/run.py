@@ -157,7 +157,7 @@ class GoalRun:
             ended_at=self.clock.now(),
         )
         body = step_body(f"goal:{spec.type}/{child.id}", result)
-        self._coordinator.stream.write(Step(self.goal.id, step_key, result.ended_at, body), is_awaited=False)
+        self._coordinator.stream.tell(Step(self.goal.id, step_key, result.ended_at, body))
         return result
 
     async def _outcome(self, child: Goal) -> Outcome:
@@ -174,7 +174,7 @@ class GoalRun:
 
     def note(self, kind: EntryKind, body: bytes) -> None:
         """Tell followers something; a run that replays says it again, which harms nobody."""
-        self._coordinator.stream.write(Note(self.goal.id, self.clock.now(), body, kind), is_awaited=False)
+        self._coordinator.stream.tell(Note(self.goal.id, self.clock.now(), body, kind))
 
     def agent_spec(self, name: str) -> AgentSpec | None:
         """Return an agent type by its name."""

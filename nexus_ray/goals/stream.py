@@ -21,7 +21,7 @@ from nexus_ray.observe.logs import get_logger
 
 log = get_logger("goals.stream")
 
-_Waiting = tuple[Write, "asyncio.Future[bool]"]
+_Waiting = tuple[Write, "asyncio.Future[bool] | None"]  # None where nobody waits for it.
 
 _BATCH_WRITES_MAX = 2000  # Above some hundred writes a transaction gains nothing more, and its latency grows.
 _LINGER_S = 0.002  # Longer than a small goal takes; what dies with a host within it is at worst done again.
@@ -48,11 +48,8 @@ class WriteStream:
         """Begin to write."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="write-stream")
 
-    def write(self, write: Write, *, is_awaited: bool = True) -> "asyncio.Future[bool]":
-        """Have something written; the future tells when it is durable and whether it took effect.
-
-        What nobody waits for lingers for a moment, so that it goes in one transaction with what comes next.
-        """
+    def write(self, write: Write) -> "asyncio.Future[bool]":
+        """Have something written; the future tells when it is durable and whether it took effect."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if self.fenced.done():
             _fail([(write, future)], FencedError("this host was declared dead and may not write", host=self._host))
@@ -61,11 +58,19 @@ class WriteStream:
             _fail([(write, future)], UnavailableError("the host is shutting down", host=self._host))
             return future
         self._waiting.append((write, future))
-        if is_awaited:
-            self._has_work.set()
-        elif self._lingering is None:
-            self._lingering = asyncio.get_running_loop().call_later(_LINGER_S, self._lingered)
+        self._has_work.set()
         return future
+
+    def tell(self, write: Write) -> None:
+        """Have something written that nobody waits for.
+
+        It lingers for a moment, so that it goes in one transaction with what comes next.
+        """
+        if self._is_closing or self.fenced.done():
+            return
+        self._waiting.append((write, None))
+        if self._lingering is None:
+            self._lingering = asyncio.get_running_loop().call_later(_LINGER_S, self._lingered)
 
     def _lingered(self) -> None:
         self._lingering = None
@@ -82,14 +87,14 @@ class WriteStream:
         self._has_work.set()
         return future
 
-    def record(
-        self, order: TaskOrder, result: TaskResult, state: AgentState | None, *, is_awaited: bool
-    ) -> "asyncio.Future[bool]":
+    def record(self, order: TaskOrder, result: TaskResult, state: AgentState | None) -> "asyncio.Future[bool]":
         """Record a task's result, and its agent's state with it."""
         body = step_body(str(order.agent), result)
-        return self.write(
-            Step(order.goal_id, order.step_key, result.ended_at, body, state), is_awaited=is_awaited
-        )
+        return self.write(Step(order.goal_id, order.step_key, result.ended_at, body, state))
+
+    def keep(self, order: TaskOrder, result: TaskResult) -> None:
+        """Record a task's result that nobody waits for."""
+        self.tell(Step(order.goal_id, order.step_key, result.ended_at, step_body(str(order.agent), result)))
 
     async def load(self, agent: AgentId) -> AgentState | None:
         """Return the last committed state of an agent."""
@@ -185,7 +190,7 @@ class WriteStream:
                 await self._carry_out_alone(item)
             return
         for (_, future), took_effect in zip(batch, results, strict=True):
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_result(took_effect)
 
     async def _carry_out_alone(self, item: "_Waiting") -> None:
@@ -196,7 +201,7 @@ class WriteStream:
         except NexusError as error:
             _fail([item], error)
         else:
-            if not item[1].done():
+            if item[1] is not None and not item[1].done():
                 item[1].set_result(took_effect)
 
     async def _append(self, writes: Sequence[Write]) -> list[bool]:
@@ -214,6 +219,6 @@ class WriteStream:
 
 def _fail(batch: "Sequence[_Waiting]", error: Exception) -> None:
     for _, future in batch:
-        if not future.done():
+        if future is not None and not future.done():
             future.set_exception(error)
             future.exception()  # Marked as looked at: not every writer waits for its write.

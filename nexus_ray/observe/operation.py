@@ -44,7 +44,6 @@ class _Current:
 
     sampler: traces.RootSampler | None = None
     sinks: tuple[SpanSink, ...] = ()
-    good_parent: str = ""
     attributes: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole, never changed
 
 
@@ -77,8 +76,8 @@ class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it
     `error`, `cancelled`, `expired` or `denied` when an exception passes.
     """
 
-    __slots__ = ("_agent_type", "_attributes", "_log", "_parent", "_span_id", "_started", "_started_at", "name",
-                 "result", "traceparent")  # fmt: skip
+    result = "success"
+    _span_id = ""
 
     def __init__(
         self,
@@ -90,19 +89,14 @@ class observe:  # noqa: RUF100 - lower case, because it reads as a verb where it
         attributes: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
-        self.result = "success"
         self._agent_type = agent_type
         self._attributes = attributes or {}
         self._log = log
         self._parent = traceparent
-        self._span_id = ""
 
     def __enter__(self) -> "observe":
         parent = self._parent
-        # The tasks of a goal come one after the other with the same parent: a look at it saves a look into it.
-        if parent != _Current.good_parent and traces.is_traceparent(parent):
-            _Current.good_parent = parent
-        if not parent or parent != _Current.good_parent:
+        if not traces.is_traceparent(parent):
             keeps = _Current.sampler is not None and _Current.sampler.keeps(time.time())
             self._parent = ""
             self.traceparent = traces.new_traceparent(keeps)

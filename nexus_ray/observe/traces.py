@@ -6,6 +6,7 @@ Spans go to a file of the process, and from there `read_trace` puts a trace toge
 """
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -111,6 +112,7 @@ def new_span_id() -> str:
     return secrets.token_hex(8)
 
 
+@functools.lru_cache(maxsize=1000)  # The tasks of a goal come with the same one, many goals' in turn.
 def is_traceparent(text: str) -> bool:
     """Tell whether a header is a W3C trace context of version 00."""
     return _TRACEPARENT.fullmatch(text) is not None

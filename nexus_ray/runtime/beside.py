@@ -65,12 +65,12 @@ class Beside:
         settings = self._settings
         return self._runner.under_way >= settings.beside_tasks_max or self._pulse.lag_s >= settings.beside_lag_s
 
-    def place(self, order: TaskOrder, owner: Callable[[str], str], is_member: Callable[[str], bool]) -> str:
+    def place(self, order: TaskOrder, owner: Callable[[AgentId], str], is_member: Callable[[str], bool]) -> str:
         """Return the host for an agent that lives for the order's goal only.
 
         Args:
             order: Asks it.
-            owner: Tells the host that a name belongs to, were it shared by all goals.
+            owner: Tells the host that an agent belongs to, were it shared by all goals.
             is_member: Tells whether a host is there.
         """
         agent = order.agent
@@ -81,7 +81,7 @@ class Beside:
             del placed[agent]  # It died with its host, and begins anew.
         if self._runner.is_awake(agent) or not (self._runner.spreads(agent.type) or self.is_busy):
             return self._host
-        host = owner(str(agent))
+        host = owner(agent)
         if host != self._host:
             self._elsewhere.setdefault(order.goal_id, {})[agent] = host
         return host

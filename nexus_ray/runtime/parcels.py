@@ -15,6 +15,7 @@ from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import TaskOrder, TaskResult
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
+from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
@@ -173,7 +174,7 @@ class PostOffice:
         """The membership that this host goes by."""
         return self._placement.membership
 
-    def owner(self, name: str) -> Member:
+    def owner(self, name: str | AgentId) -> Member:
         """Return the member that a name belongs to.
 
         Raises:
@@ -225,8 +226,8 @@ class PostOffice:
 
     def _place(self, order: TaskOrder) -> str:
         if not order.private:
-            return self._placement.owner(str(order.agent)).host
-        return self._beside.place(order, lambda name: self._placement.owner(name).host, self._members.__contains__)
+            return self._placement.owner(order.agent).host
+        return self._beside.place(order, lambda agent: self._placement.owner(agent).host, self._members.__contains__)
 
     async def forget_goal(self, goal_id: str) -> None:
         """Let the agents go that lived for one goal only, wherever they are."""
@@ -276,7 +277,7 @@ class PostOffice:
     def _serve(self, origin: str, epoch: int, number: int, order: TaskOrder) -> None:
         mine = self._placement
         is_older = mine.membership.epoch > epoch and not order.private  # Those stay where they were placed first.
-        if is_older and mine.owner(str(order.agent)).host != self._host:
+        if is_older and mine.owner(order.agent).host != self._host:
             # The sender goes by an older membership: it will have the newer one by the time it asks again.
             self._post(origin, Reply(number, None, "unavailable", f"{order.agent} belongs to another host now"))
             return

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from nexus_ray.core.errors import UnavailableError
+from nexus_ray.core.identity import AgentId
 
 _CACHE_NAMES_MAX = 100_000  # About 20 MB; cleared whole when full, since order of use would cost more than a miss.
 
@@ -77,13 +78,13 @@ class Placement:
 
     def __init__(self, membership: Membership) -> None:
         self.membership = membership
-        self._cache: dict[str, Member] = {}
+        self._cache: dict[str | AgentId, Member] = {}
 
-    def owner(self, name: str) -> Member:
-        """Return the member that `name` belongs to; see `owner`."""
+    def owner(self, name: str | AgentId) -> Member:
+        """Return the member that a goal's id, or an agent by its name, belongs to; see `owner`."""
         member = self._cache.get(name)
         if member is None:
             if len(self._cache) >= _CACHE_NAMES_MAX:
                 self._cache.clear()
-            member = self._cache[name] = owner(self.membership, name)
+            member = self._cache[name] = owner(self.membership, str(name))
         return member

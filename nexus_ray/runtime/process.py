@@ -196,7 +196,7 @@ class HostProcess:
         await self.runner.close()
         await self.stream.close()
 
-    def _is_mine(self, name: str) -> bool:
+    def _is_mine(self, name: str | AgentId) -> bool:
         return bool(self.post.membership.members) and self.post.owner(name).host == self.host
 
     def _is_alive(self, host: str) -> bool:
@@ -214,7 +214,7 @@ class HostProcess:
 
     def _belongs_here(self, agent: AgentId) -> bool:
         is_private = agent.key.startswith("goal-") and ":" in agent.key
-        return is_private or self._is_mine(str(agent))
+        return is_private or self._is_mine(agent)
 
     async def _every(self, seconds: float, work: Any) -> None:
         while True:

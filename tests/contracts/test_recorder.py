@@ -60,7 +60,7 @@ async def stream(ledger: Away) -> AsyncIterator[WriteStream]:
 def record(recorder: Recorder, number: int, version: int = 0, value: bytes = b"1") -> "asyncio.Future[bool]":
     order = TaskOrder("goal-1", f"s-{number}", COUNTER, b"0", {}, 99.0)
     result = TaskResult(order.step_key, value, None, "host-a", 1, 1.0, 2.0)
-    return recorder.record(order, result, AgentState(COUNTER, version, b"{}") if version else None, is_awaited=True)
+    return recorder.record(order, result, AgentState(COUNTER, version, b"{}") if version else None)
 
 
 async def steps(ledger: MemoryLedger) -> list[str]:
@@ -95,6 +95,19 @@ async def test_records_keep_their_order_and_many_go_in_one_transaction(ledger: A
     assert await first and all(await asyncio.gather(*futures))
     assert await steps(ledger) == [f"s-{number}" for number in range(300)]
     assert len(ledger.batches) <= 3
+
+
+async def test_what_nobody_waits_for_keeps_its_order_and_goes_by_itself(ledger: Away, stream: WriteStream) -> None:
+    results = [TaskResult(f"s-{number}", b"1", None, "host-a", 1, 1.0, 2.0) for number in range(2)]
+    orders = [TaskOrder("goal-1", result.step_key, COUNTER, b"0", {}, 99.0) for result in results]
+
+    stream.keep(orders[0], results[0])
+    await record(stream, 7)
+    stream.keep(orders[1], results[1])
+
+    async with asyncio.timeout(10):
+        while await steps(ledger) != ["s-0", "s-7", "s-1"]:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_batch_is_bounded(ledger: Away, stream: WriteStream, monkeypatch: pytest.MonkeyPatch) -> None:

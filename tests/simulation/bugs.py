@@ -58,8 +58,8 @@ def _tell_early(host: HostProcess) -> None:
     """Have the coordinator believe that an outcome is kept as soon as it is on the way."""
     write = host.stream.write
 
-    def hasty(what: Write, *, is_awaited: bool = True) -> "asyncio.Future[bool]":
-        future = write(what, is_awaited=is_awaited)
+    def hasty(what: Write) -> "asyncio.Future[bool]":
+        future = write(what)
         if not isinstance(what, Finish) or future.done():
             return future
         early: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
