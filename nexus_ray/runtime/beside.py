@@ -14,8 +14,8 @@ from nexus_ray.agents.runner import AgentRunner, RunnerSettings
 from nexus_ray.agents.task import TaskOrder
 from nexus_ray.core.identity import AgentId
 
-_LOOK_EVERY_S = 0.05  # Costs a host 2 ms of CPU a minute.
-_FADES = 0.8  # Of what was measured, at each look: a lag is forgotten within a second.
+_LOOK_EVERY_S = 0.2  # A callback that takes longer is seen while it runs, too.
+_FADES = 0.5  # Of what was measured, at each look: a lag is forgotten within a second.
 
 
 class Pulse:
