@@ -25,7 +25,7 @@ from benchmarks.sampling import Round, Row, closed_loop, summarise
 from nexus_ray.agents.task import TaskOrder
 from nexus_ray.config import load
 from nexus_ray.core.identity import AgentId
-from nexus_ray.runtime.parcels import Item, Request
+from nexus_ray.runtime.items import Item, Parcel, Request
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.streams import Streams
 from nexus_ray.runtime.wire import WireClient, WireServer
@@ -264,4 +264,4 @@ def _parcel(batch: int) -> list[Item]:
     def order(number: int) -> TaskOrder:
         return TaskOrder("goal-0", f"step-{number}", AgentId("reader", str(number)), payload, headers, time.time())
 
-    return [Request(number, order(number)) for number in range(batch)]
+    return Parcel(Request(number, order(number)) for number in range(batch))

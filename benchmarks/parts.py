@@ -29,7 +29,7 @@ from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.front import SubmitRequest
-from nexus_ray.runtime.parcels import Item
+from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.state import prepare_state

@@ -18,7 +18,7 @@ from nexus_ray.runtime.boot import configure_process, node_name, settle_down
 from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
 from nexus_ray.runtime.isolation import RayIsolation
-from nexus_ray.runtime.parcels import Item
+from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.peer import PeerCarrier, socket_folder
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess

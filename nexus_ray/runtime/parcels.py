@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.runner import AgentRunner
@@ -20,8 +20,8 @@ from nexus_ray.goals.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.beside import Beside
+from nexus_ray.runtime.items import Cancel, Forget, Item, Parcel, Reply, Request
 from nexus_ray.runtime.placement import Member, Membership, Placement
-from nexus_ray.runtime.wire import register
 
 log = get_logger("runtime.parcels")
 
@@ -31,38 +31,6 @@ _BYTES_MAX = 8 * 1024 * 1024  # To a parcel, or one item; a stream of TLS is bus
 _WAITING_MAX = 100_000  # Items for one host. More is refused.
 _WAITING_BYTES_MAX = 256 * 1024 * 1024  # As 100,000 items of 2.5 KiB each.
 _ITEM_BYTES = 256  # What an item has beside its payload: names, keys, trace.
-
-
-class Request(NamedTuple):
-    """Please run this; answer to `number`."""
-
-    number: int
-    order: TaskOrder
-
-
-class Reply(NamedTuple):
-    """The answer to `number`: a result, or why there is none (`code` and `message`)."""
-
-    number: int
-    result: TaskResult | None
-    code: str = ""
-    message: str = ""
-
-
-class Cancel(NamedTuple):
-    """Nobody waits for `number` any more."""
-
-    number: int
-
-
-class Forget(NamedTuple):
-    """This goal has ended: its own agents may go."""
-
-    goal_id: str
-
-
-Item = Request | Reply | Cancel | Forget
-register(Request, Reply, Cancel, Forget)
 
 
 class Carrier(Protocol):
@@ -91,7 +59,7 @@ class _Waiting:
     __slots__ = ("items", "size_bytes")
 
     def __init__(self) -> None:
-        self.items: deque[Item] = deque()
+        self.items: deque[tuple[int, Item]] = deque()  # With their sizes.
         self.size_bytes = 0
 
     @property
@@ -99,31 +67,33 @@ class _Waiting:
         return len(self.items) >= _WAITING_MAX or self.size_bytes >= _WAITING_BYTES_MAX
 
     def add(self, item: Item) -> None:
-        self.items.append(item)
-        self.size_bytes += _size_bytes(item)
+        size_bytes = _size_bytes(item)
+        self.items.append((size_bytes, item))
+        self.size_bytes += size_bytes
 
     def put_back(self, items: Sequence[Item]) -> None:
-        self.items.extendleft(reversed(items))
+        self.items.extendleft((_size_bytes(item), item) for item in reversed(items))
         self.size_bytes += sum(map(_size_bytes, items))
 
-    def take_parcel(self) -> list[Item]:
+    def take_parcel(self) -> Parcel:
         """Take as much as goes into one parcel: an item is never cut, so one over the limit goes alone."""
-        parcel: list[Item] = []
+        parcel = Parcel()
         taken_bytes = 0
         while self.items and len(parcel) < _ITEMS_MAX:
-            size_bytes = _size_bytes(self.items[0])
+            size_bytes, item = self.items[0]
             if parcel and taken_bytes + size_bytes > _BYTES_MAX:
                 break
             taken_bytes += size_bytes
-            parcel.append(self.items.popleft())
+            parcel.append(item)
+            self.items.popleft()
         self.size_bytes -= taken_bytes
         return parcel
 
 
 def _size_bytes(item: Item) -> int:
-    if isinstance(item, Request):
+    if type(item) is Request:
         return _ITEM_BYTES + len(item.order.payload)
-    if isinstance(item, Reply) and item.result is not None:
+    if type(item) is Reply and item.result is not None:
         return _ITEM_BYTES + len(item.result.value)
     return _ITEM_BYTES
 
@@ -254,17 +224,17 @@ class PostOffice:
         if origin not in self._members and epoch > self._placement.membership.epoch:
             self._newcomers[origin] = max(epoch, self._newcomers.get(origin, 0))
         for item in items:
-            match item:
-                case Request(number, order):
-                    self._serve(origin, epoch, number, order)
-                case Reply(number, result, code, message):
-                    self._settle(number, result, None if result is not None else _refusal(code, message))
-                case Cancel(number):
-                    running = self._running.get((origin, number))
-                    if running is not None:
-                        running.cancel()
-                case Forget(goal_id):
-                    self._forget_guest(origin, goal_id)
+            if type(item) is Reply:  # Nearly all are of the first two kinds.
+                number, result, code, message = item
+                self._settle(number, result, None if result is not None else _refusal(code, message))
+            elif type(item) is Request:
+                self._serve(origin, epoch, item.number, item.order)
+            elif type(item) is Cancel:
+                running = self._running.get((origin, item.number))
+                if running is not None:
+                    running.cancel()
+            elif type(item) is Forget:
+                self._forget_guest(origin, item.goal_id)
 
     async def close(self) -> None:
         """Stop sending and running."""

@@ -20,8 +20,8 @@ import ray
 from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
 from nexus_ray.goals.goal import Goal
 from nexus_ray.observe import metrics
+from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.names import NAMESPACE
-from nexus_ray.runtime.parcels import Item
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.ray_errors import translate
 from nexus_ray.runtime.streams import Streams

@@ -26,7 +26,8 @@ from nexus_ray.goals.stream import WriteStream
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.beside import Beside, Pulse
-from nexus_ray.runtime.parcels import Carrier, Item, PostOffice
+from nexus_ray.runtime.items import Item
+from nexus_ray.runtime.parcels import Carrier, PostOffice
 from nexus_ray.runtime.placement import Member, Membership
 
 log = get_logger("runtime.process")

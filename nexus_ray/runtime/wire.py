@@ -72,6 +72,14 @@ def register(*classes: type[Any]) -> None:
     _REDUCERS.update((cls, _by_fields(cls)) for cls in classes)
 
 
+def register_plain(cls: type[Any], pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
+    """Have a class cross as what `pack` makes of it; `unpack` is a function of a module.
+
+    For what very many are in: pickle takes 0.4 µs for a plain tuple, 1.5 for an object and each one within it.
+    """
+    _REDUCERS[cls] = lambda value: (unpack, (pack(value),))
+
+
 class _Chunks(list[bytes]):
     """What a pickler writes, uncopied: a large payload is the object itself."""
 

@@ -13,7 +13,8 @@ from nexus_ray.agents.task import TaskOrder
 from nexus_ray.core.errors import ResourceExhaustedError, UnavailableError
 from nexus_ray.runtime import parcels
 from nexus_ray.runtime.beside import Beside, Pulse
-from nexus_ray.runtime.parcels import Cancel, Item, PostOffice, Reply
+from nexus_ray.runtime.items import Cancel, Item, Reply
+from nexus_ray.runtime.parcels import PostOffice
 from nexus_ray.runtime.placement import Member, Membership
 from tests.support.runners import Bench, bench, until
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from nexus_ray.agents.task import TaskOrder
+from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
 from nexus_ray.core.errors import FailedPreconditionError, InternalError, ResourceExhaustedError, UnavailableError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Claim, GoalStatus, Outcome, RequestCancel
 from nexus_ray.runtime import wire
-from nexus_ray.runtime.parcels import Cancel, Reply, Request
+from nexus_ray.runtime.items import Cancel, Forget, Parcel, Reply, Request
 from nexus_ray.runtime.peer import socket_folder
 from nexus_ray.runtime.wire import WireClient, WireServer
 
@@ -65,6 +65,25 @@ def test_what_is_sent_is_what_arrives_and_answers_find_their_calls(loop: Any, pa
         assert answers == sent + sent
 
     run(loop, law, path, slowly=slowly, at_once=lambda value: value)
+
+
+def test_a_parcel_comes_out_as_it_went_in(path: Path) -> None:
+    failed = TaskResult("s-1", b"", Failure("unknown", "it failed"), "host-b", 3, 1.0, 2.0)
+    sent = Parcel([
+        Request(1, ORDER), Cancel(3), Request(4, ORDER._replace(private=True, headers={"traceparent": "x"})),
+        Reply(1, failed._replace(value=b"1", failure=None)), Reply(2, failed),
+        Reply(3, None, "unavailable", "no"), Forget("g"),
+    ])  # fmt: skip
+
+    async def law(client: WireClient, _: WireServer) -> None:
+        arrived = await client.call("at_once", sent)
+        assert arrived == list(sent)
+        assert [type(item) for item in arrived] == [type(item) for item in sent]
+        assert type(arrived[0].order) is TaskOrder and type(arrived[0].order.agent) is AgentId
+        assert type(arrived[3].result) is TaskResult
+        assert await client.call("at_once", Parcel()) == []
+
+    run(uvloop.new_event_loop, law, path, at_once=lambda value: value)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -13,7 +13,7 @@ from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
 from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.runtime.directory import Directory, Found
-from nexus_ray.runtime.parcels import Item
+from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.placement import Member, Membership, Slot
 from nexus_ray.runtime.process import HostProcess
 from tests.simulation.loop import Process

@@ -18,7 +18,7 @@ from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, GoalRecord, Outcome
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.ledger_memory import MemoryLedger
-from nexus_ray.runtime.parcels import Item
+from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
 
