@@ -22,14 +22,15 @@ _JOBS_A_TURN_MAX = 64  # Then everybody else on the loop has a turn: about 3 ms.
 class Job(Promise[Any]):
     """One coroutine of a crew, and the future of what it returns. Cancelling it cancels the coroutine."""
 
-    task: "asyncio.Task[None] | None" = None
-    timer: asyncio.TimerHandle | None = None
-    _is_over = False
+    __slots__ = ("_is_over", "coroutine", "seconds", "task", "timer")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], seconds: float) -> None:
         super().__init__()
         self.coroutine = coroutine
         self.seconds = seconds
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self._is_over = False
 
     def cancel(self, msg: Any = None) -> bool:
         """Have the coroutine cancelled; the future is done when the coroutine has ended."""

@@ -14,7 +14,12 @@ T = TypeVar("T")
 class Promise(asyncio.Future[T]):
     """The future of an answer; used from one event loop only."""
 
-    _told: "Callable[[Any], None] | None" = None
+    # As for all that inherit: a future's own dictionary is slow to make.
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: Callable[[Any], None] | None = None
 
     def tell(self, told: "Callable[[Any], None]") -> None:
         """Call `told` with this promise when it is done, which may be now."""

@@ -6,6 +6,7 @@ Law: what nobody knows the end of is looked up, and asked again, until the deadl
 import asyncio
 from typing import Any
 
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
 from nexus_ray.core.errors import (
@@ -22,7 +23,7 @@ _ASK_AGAIN_CEILING_S = 1.0
 _FULL_TRIES_MAX = 8  # A mailbox that stays full for some seconds is a refusal, not a hiccup.
 
 
-class Asked(asyncio.Future[Any]):
+class Asked(Promise[Any]):
     """The answer of one step under way: dispatched, and dispatched again while nobody knows whether it ran.
 
     Cancelling it cancels the task.
@@ -45,9 +46,10 @@ class Asked(asyncio.Future[Any]):
 
     def cancel(self, msg: Any = None) -> bool:
         """Have nobody answer."""
-        if not super().cancel(msg):
+        if self.done():
             return False
         self._asking.discard(self)
+        self.resolve(None, asyncio.CancelledError())
         self._asked.cancel()
         return True
 
@@ -66,10 +68,10 @@ class Asked(asyncio.Future[Any]):
             self._asked.add_done_callback(self._came)
             return
         self._asking.discard(self)
-        if error is None:
-            settle(self, self._spec, asked.result())
+        if error is not None:
+            self.resolve(None, error)
         else:
-            self.set_exception(error)
+            settle(self, self._spec, asked.result())
 
     async def _again(self, refusal: UnavailableError | ResourceExhaustedError) -> TaskResult:
         order, clock = self._order, self._run.clock
@@ -95,15 +97,17 @@ class Asked(asyncio.Future[Any]):
                 refusal = error
 
 
-def settle(answer: "asyncio.Future[Any]", spec: AgentSpec, result: TaskResult) -> None:
+def settle(answer: Promise[Any], spec: AgentSpec, result: TaskResult) -> None:
     """Give a result to whoever waits, decoded, or raised as the error that it is."""
     if result.failure is not None:
-        answer.set_exception(task_failed(result.failure))
+        answer.resolve(None, task_failed(result.failure))
         return
     try:
-        answer.set_result(spec.result.decode(result.value, "result"))
+        value = spec.result.decode(result.value, "result")
     except Exception as error:  # A schema may call code of the user's; what that raises is for the goal to see.
-        answer.set_exception(error)
+        answer.resolve(None, error)
+    else:
+        answer.resolve(value)
 
 
 def task_failed(failure: Failure) -> TaskFailedError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nexus_ray.agents.agent import Agent
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.schema import dump_json
 from nexus_ray.core.errors import InvalidArgumentError, NexusError, QuorumNotReachedError
 
@@ -265,15 +266,19 @@ async def _all(tasks: Sequence["asyncio.Future[Any]"]) -> list[Any]:
 
     try:
         for task in tasks:
-            task.add_done_callback(ended)
+            if isinstance(task, Promise):
+                task.tell(ended)
+            else:
+                task.add_done_callback(ended)
         if tasks:
             await over
-        for task in tasks:
+        for task in tasks if left else ():
             if task.done() and (task.cancelled() or task.exception() is not None):
                 task.result()  # Raises.
         return [task.result() for task in tasks]
-    finally:
+    except BaseException:
         await _cancel(tasks)
+        raise
 
 
 async def _until_enough(

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from nexus_ray.agents.agent import Agent
+from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.runner import private_key
 from nexus_ray.agents.schema import dump_json
 from nexus_ray.agents.spec import AgentSpec
@@ -116,7 +117,7 @@ class Team:
         spec, key, body = prepared
         result = self._run.recorded(step_key)
         if result is not None:
-            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            answer: Promise[Any] = Promise()
             settle(answer, spec, result)
             return answer
         if self._is_closed or (self._run.is_stopped and not undoes):
