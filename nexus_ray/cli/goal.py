@@ -34,7 +34,11 @@ def submit(
     from nexus_ray.runtime.client import connect
 
     with connect() as fleet:
-        goal = fleet.submit(type, value, timeout_s=timeout, idempotency_key=key, wait_s=wait)
+        try:
+            goal = fleet.submit(type, value, timeout_s=timeout, idempotency_key=key, wait_s=wait)
+        except KeyboardInterrupt:
+            say("interrupted before the fleet's answer came: the goal may be accepted; `nexus goal list` tells")
+            raise
         if watch:
             _watch(goal, as_json, is_own=True)
         if wait:

@@ -77,6 +77,7 @@ def test_ctrl_c_while_watching_cancels_the_own_goal(fleet: Fleet, connection: Co
         [*NEXUS, "goal", "submit", "sleep", "600", "--watch"],
         env=fleet.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stderr is not None and "watching" in process.stderr.readline()
     running = until(lambda: connection.goals(status="running", type="sleep"))
 
     process.send_signal(signal.SIGINT)
