@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from nexus_ray.runtime.client import Connection
+from tests.cli.support import obey_ctrl_c
 
 from .conftest import NEXUS, ROOT, Fleet, until
 
@@ -76,6 +77,7 @@ def test_ctrl_c_while_watching_cancels_the_own_goal(fleet: Fleet, connection: Co
     process = subprocess.Popen(
         [*NEXUS, "goal", "submit", "sleep", "600", "--watch"],
         env=fleet.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=obey_ctrl_c,
     )  # fmt: skip
     assert process.stderr is not None and "watching" in process.stderr.readline()
     running = until(lambda: connection.goals(status="running", type="sleep"))

@@ -75,7 +75,7 @@ async def calls_by_way() -> dict[str, float]:
     while True:
         found = re.findall(r'nexus_peer_calls_total{way="(\w+)"} (\S+)', metrics.exposition().decode())
         ways = {way: float(count) for way, count in found}
-        if "stream" in ways or time.monotonic() > ends_at:
+        if (ways.get("stream", 0) > 0 and ways.get("socket", 0) > 0) or time.monotonic() > ends_at:
             return ways
         await asyncio.sleep(0.2)
 
