@@ -9,19 +9,18 @@ from nexus_ray.core.clock import ManualClock
 settings.register_profile("house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
-# Tests that start Ray, by the fleet that they share.
-FLEETS = {"tests/ray/": "ray", "tests/e2e/": "e2e", "tests/examples/": "e2e"}
+WITH_RAY = ("tests/ray/", "tests/e2e/", "tests/examples/")  # Tests that start Ray.
 
 
-class ByFleet(LoadScopeScheduling):
-    """With `-n 2`, has each process run what shares a fleet, which is waiting for the most part, and then the rest."""
+class RayInOne(LoadScopeScheduling):
+    """With `-n 2`, has one process run all that starts Ray, on one fleet, and the other all the rest meanwhile."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((fleet for folder, fleet in FLEETS.items() if nodeid.startswith(folder)), nodeid)
+        return "ray" if nodeid.startswith(WITH_RAY) else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFleet:
-    return ByFleet(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayInOne:
+    return RayInOne(config, log)
 
 
 @pytest.fixture
