@@ -17,6 +17,7 @@ import orjson
 
 from nexus_ray.core.errors import AlreadyExistsError, DataLossError, NotFoundError, UnavailableError
 from nexus_ray.goals.ledger_check import Check, Report
+from nexus_ray.goals.ledger_schema import sync_folder
 from nexus_ray.goals.ledger_tables import COLUMNS, Row, Tables
 
 _FORMAT = 1
@@ -81,7 +82,7 @@ def backup(tables: Tables, path: Path, progress: Progress | None = None) -> Repo
                 f"the ledger is damaged, so it is not backed up: {report.faults[0]}", faults=report.faults
             )
         os.link(draft, path)  # Not `replace`: whoever made a file of that name meanwhile keeps it.
-        _sync(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise AlreadyExistsError(f"there is a file {path} already; a backup is written over nothing") from None
     except OSError as error:
@@ -191,11 +192,3 @@ def _back(name: str, value: Any) -> Any:
 
 def _line(fields: dict[str, Any]) -> bytes:
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

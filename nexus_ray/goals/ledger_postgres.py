@@ -16,7 +16,7 @@ import psycopg
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import AlreadyExistsError, NexusError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Write
+from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_bell import Bell
 from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
@@ -29,6 +29,7 @@ from nexus_ray.goals.ledger_schema import (
     ENTRY_COLUMNS,
     RECORD_COLUMNS,
     RECORD_TABLES,
+    page_of_goals,
     read_rows,
     to_entry,
     to_record,
@@ -137,26 +138,7 @@ class PostgresLedger:
 
     async def goals(self, query: GoalQuery) -> list[GoalRecord]:
         """Return a page of goals, newest first."""
-        if query.status and query.status not in list(GoalStatus):
-            return []
-        conditions, values = ["true"], []
-        if query.status:
-            # Written out, not bound: a partial index is used only for what the planner sees. It is a closed set.
-            conditions.append(f"g.status = '{GoalStatus(query.status).value}'")
-            if not GoalStatus(query.status).is_terminal:
-                conditions.append("g.finished_seq IS NULL")
-        if query.parent:
-            conditions.append("g.parent <> ''")
-        for column in ("type", "principal", "parent"):
-            if value := getattr(query, column):
-                conditions.append(f"g.{column} = %s")
-                values.append(value)
-        if query.before:
-            conditions.append("g.id < %s")
-            values.append(query.before)
-        text = (
-            f"SELECT {RECORD_COLUMNS} FROM {RECORD_TABLES} WHERE {' AND '.join(conditions)} ORDER BY g.id DESC LIMIT %s"
-        )
+        text, values = page_of_goals(query, "%s")
         return read_rows(await self._rows(text, *values, self._limit(query.limit)), to_record)
 
     async def unfinished(self, after: str, limit: int) -> list[GoalRecord]:

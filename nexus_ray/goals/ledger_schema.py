@@ -25,7 +25,7 @@ from nexus_ray.core.errors import (
     UnavailableError,
 )
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalRecord, GoalStatus, Outcome
+from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Outcome
 from nexus_ray.goals.ledger_entry import accepted_body, finished_body
 from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.ledger_log import Log, read_log
@@ -77,6 +77,36 @@ ENTRY_COLUMNS = "seq, goal_id, kind, at, body, step_key, sum"
 RECORD_TABLES = "goals g LEFT JOIN journal a ON a.seq = g.accepted_seq LEFT JOIN journal f ON f.seq = g.finished_seq"
 
 
+def page_of_goals(query: GoalQuery, mark: str) -> tuple[str, list[Any]]:
+    """Return the statement for a page of records, and its values but for the last, the limit.
+
+    Args:
+        query: Which goals; a status that there is not matches none.
+        mark: What stands for a value, `?` or `%s`.
+    """
+    conditions, values = ["true"], []
+    if query.status:
+        if query.status not in list(GoalStatus):
+            conditions.append("false")
+        else:
+            # Written out, not bound: a partial index is used only for what the planner sees. It is a closed set.
+            conditions.append(f"g.status = '{GoalStatus(query.status).value}'")
+            if not GoalStatus(query.status).is_terminal:
+                conditions.append("g.finished_seq IS NULL")
+    if query.parent:
+        conditions.append("g.parent <> ''")
+    # There is no index by type: of a few types each is frequent, so a walk from the newest soon fills a page.
+    for column in ("type", "principal", "parent"):
+        if value := getattr(query, column):
+            conditions.append(f"g.{column} = {mark}")
+            values.append(value)
+    if query.before:
+        conditions.append(f"g.id < {mark}")
+        values.append(query.before)
+    where = " AND ".join(conditions)
+    return f"SELECT {RECORD_COLUMNS} FROM {RECORD_TABLES} WHERE {where} ORDER BY g.id DESC LIMIT {mark}", values
+
+
 def open_writer(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
     """Open the ledger's file for writing; make it, readable by its owner alone, where there is none.
 
@@ -91,7 +121,7 @@ def open_writer(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.fchmod(descriptor, 0o600)
         os.close(descriptor)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         log = read_log(path)
     except FileNotFoundError as error:
         raise NotFoundError("the ledger's folder does not exist", path=str(path)) from error
@@ -170,7 +200,8 @@ def _prepare(connection: sqlite3.Connection, settings: LedgerSettings, path: Pat
         raise FailedPreconditionError("the ledger was written by another version of Nexus", schema_version=version)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the kernel put on disk which files a folder holds."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

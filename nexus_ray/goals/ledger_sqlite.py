@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import AlreadyExistsError, NexusError, NotFoundError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Write
+from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_bell import Bell
 from nexus_ray.goals.ledger_lane import Lane, LaneLimits
@@ -28,6 +28,7 @@ from nexus_ray.goals.ledger_schema import (
     RECORD_TABLES,
     open_reader,
     open_writer,
+    page_of_goals,
     read_rows,
     to_entry,
     to_record,
@@ -265,25 +266,7 @@ def _goal(connection: sqlite3.Connection, goal_id: str) -> GoalRecord | None:
 
 
 def _goals(connection: sqlite3.Connection, query: GoalQuery, limit: int) -> list[GoalRecord]:
-    conditions, values = ["1"], []
-    if query.status:
-        if query.status not in list(GoalStatus):
-            return []
-        # Written out, not bound: SQLite uses a partial index only for what it can see. The values are a closed set.
-        conditions.append(f"g.status = '{GoalStatus(query.status).value}'")
-        if not GoalStatus(query.status).is_terminal:
-            conditions.append("g.finished_seq IS NULL")
-    if query.parent:
-        conditions.append("g.parent != ''")
-    # There is no index by type: of a few types each is frequent, so a walk from the newest soon fills a page.
-    for column in ("type", "principal", "parent"):
-        if value := getattr(query, column):
-            conditions.append(f"g.{column} = ?")
-            values.append(value)
-    if query.before:
-        conditions.append("g.id < ?")
-        values.append(query.before)
-    text = f"SELECT {RECORD_COLUMNS} FROM {RECORD_TABLES} WHERE {' AND '.join(conditions)} ORDER BY g.id DESC LIMIT ?"
+    text, values = page_of_goals(query, "?")
     return read_rows(connection.execute(text, (*values, limit)).fetchall(), to_record)
 
 

@@ -82,7 +82,7 @@ class SqliteTables:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         for table, rows in _pages(tables):
-            self._connection.executemany(_insert(table, "?"), rows)
+            self._connection.executemany(_insert(table), rows)
         execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
         execute("INSERT OR IGNORE INTO sqlite_sequence(name, seq) VALUES ('journal', 0)")
         execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'journal'", (seq,))
@@ -213,9 +213,9 @@ def _select(table: str) -> str:
     return f"SELECT {', '.join(COLUMNS[table])} FROM {table} ORDER BY {_ORDERS[table]}"
 
 
-def _insert(table: str, mark: str) -> str:
+def _insert(table: str) -> str:
     columns = COLUMNS[table]
-    return f"INSERT INTO {table}({', '.join(columns)}) VALUES ({', '.join([mark] * len(columns))})"
+    return f"INSERT INTO {table}({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
 def _pages(tables: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, list[Row]]]:
