@@ -40,7 +40,9 @@ class AgentId(NamedTuple):
 class Session:
     """An authenticated caller.
 
-    `expires_at` is wall-clock seconds; `roles` are names from the role file, unknown ones grant nothing.
+    `expires_at` and `authenticated_at` are wall-clock seconds; `roles` are names from the role file, unknown ones
+    grant nothing. `method` says with what somebody authenticated, `acr` and `amr` how well (OpenID Connect Core 1.0,
+    section 2).
     """
 
     id: str
@@ -48,6 +50,11 @@ class Session:
     issuer: str
     roles: tuple[str, ...]
     expires_at: float
+    tenant: str = "main"
+    method: str = "token"
+    authenticated_at: float = 0.0
+    acr: str = ""
+    amr: tuple[str, ...] = ()
 
 
 def check_type_name(name: str) -> None:
