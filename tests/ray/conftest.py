@@ -23,12 +23,13 @@ UP_S_MAX = 120
 class Fleet:
     """A running fleet, and what a test may do to it."""
 
-    def __init__(self, state: Path, app: str) -> None:
+    def __init__(self, state: Path, app: str, *, dashboard: bool = False) -> None:
         self.state = state
         self.app = app
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("NEXUS_", "RAY_"))},
             "NEXUS_STATE_DIR": str(state),
+            "NEXUS_RUNTIME__DASHBOARD": str(dashboard).lower(),  # Without it, a fleet is up seconds earlier.
             "NEXUS_RUNTIME__DASHBOARD_PORT": str(free_port()),
             "NEXUS_RUNTIME__HTTP_PORT": str(free_port()),
             "PYTHONPATH": str(ROOT),
@@ -92,7 +93,7 @@ def until(what: Callable[[], Any], *, within_s: float = 30.0, every_s: float = 0
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("fleet") / "state", "tests.ray.fleet_app:app")
+    fleet = Fleet(tmp_path_factory.mktemp("fleet") / "state", "tests.ray.fleet_app:app", dashboard=True)
     fleet.up()
     yield fleet
     fleet.down()
