@@ -11,6 +11,8 @@ from typing import NamedTuple
 from nexus_ray.core.errors import InvalidArgumentError
 
 TYPE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}\Z")
+MAIN_TENANT = "main"  # Whose everything is that names no tenant.
+ALL_TENANTS = "*"
 KEY_CHARACTERS_MAX = 200  # A key ends up in URLs, logs and an index.
 
 
@@ -50,11 +52,25 @@ class Session:
     issuer: str
     roles: tuple[str, ...]
     expires_at: float
-    tenant: str = "main"
+    tenant: str = MAIN_TENANT
     method: str = "token"
     authenticated_at: float = 0.0
     acr: str = ""
     amr: tuple[str, ...] = ()
+
+    @property
+    def sees_all(self) -> bool:
+        """Tell whether tenants do not part this caller from anything: an `admin` of the tenant `*`."""
+        return self.tenant == ALL_TENANTS and "admin" in self.roles
+
+    @property
+    def home(self) -> str:
+        """The tenant that what this caller makes belongs to."""
+        return MAIN_TENANT if self.sees_all else self.tenant
+
+    def sees(self, tenant: str) -> bool:
+        """Tell whether what belongs to a tenant is there for this caller at all."""
+        return self.sees_all or tenant == self.tenant
 
 
 def check_type_name(name: str) -> None:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from nexus_ray.agents.task import AgentState, Failure
+from nexus_ray.core.identity import MAIN_TENANT
 
 
 class GoalStatus(StrEnum):
@@ -27,8 +28,8 @@ class GoalStatus(StrEnum):
 class Goal:
     """A goal as it was accepted; nothing in it ever changes.
 
-    `payload` is JSON; times are wall-clock seconds; `idempotency_key` is unique per principal, empty where none
-    was given; `parent` is the goal that asked for this one, or empty; `headers` are the caller's context.
+    `payload` is JSON; times are wall-clock seconds; `idempotency_key` is unique per tenant and principal, empty
+    where none was given; `parent` is the goal that asked for this one, or empty; `headers` are the caller's context.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Goal:
     headers: dict[str, str]
     idempotency_key: str = ""
     parent: str = ""
+    tenant: str = MAIN_TENANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +185,4 @@ class GoalQuery:
     parent: str = ""
     before: str = ""
     limit: int = 50
+    tenant: str = ""

@@ -10,6 +10,7 @@ from typing import Protocol
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
+from nexus_ray.goals.marks import Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,10 @@ class Ledger(Protocol):
         """Return what was recorded under a key, or None."""
         ...
 
-    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+    async def questions(self, after_seq: int, limit: int, tenant: str = "") -> list[Entry]:
         """Return entries of kind `asked` above `after_seq` that nobody has answered, of goals that are not terminal.
 
+        Of all tenants, or of one.
         In order, `limit` at the most. An answer to the question `KEY` is recorded under `answer_key(KEY)`.
         """
         ...
@@ -105,6 +107,20 @@ class Ledger(Protocol):
 
     async def agent_state(self, agent: AgentId) -> AgentState | None:
         """Return the last committed state of an agent, or None."""
+        ...
+
+    async def put_mark(self, mark: Mark, only_new: bool = False) -> bool:
+        """Write a mark, in the place of what stood under its kind and name; give it the next version.
+
+        With `only_new`, false and nothing is written where one stands that is not over at `mark.at`.
+        """
+        ...
+
+    async def marks(self, kinds: Sequence[str], after_version: int, limit: int) -> list[Mark]:
+        """Return marks of these kinds with a version above `after_version`, in its order, `limit` at the most.
+
+        Also those that are over: whoever follows learns from them what holds no more.
+        """
         ...
 
     async def fence(self, host: str) -> None:

@@ -3,7 +3,7 @@
 Law: a backup is checked while it is written and again while it is read; one that is cut short or changed is refused
 whole. It is the same whatever ledger it came from, so it is also the way from one kind to another.
 
-First line: `{"nexus_ledger": 1, …}`. Then a line per row, `{"TABLE": {columns}}`, bodies as the JSON text they are.
+First line: `{"nexus_ledger": 2, …}`. Then a line per row, `{"TABLE": {columns}}`, bodies as the JSON text they are.
 Last line: `{"end": {"rows": n, "digest": "blake2b-256 of all lines before"}}`.
 """
 
@@ -16,11 +16,13 @@ from typing import Any
 import orjson
 
 from nexus_ray.core.errors import AlreadyExistsError, DataLossError, NotFoundError, UnavailableError
+from nexus_ray.core.identity import MAIN_TENANT
 from nexus_ray.goals.ledger_check import Check, Report
 from nexus_ray.goals.ledger_schema import sync_folder
 from nexus_ray.goals.ledger_tables import COLUMNS, Row, Tables
 
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_TENANTS = 1  # What a backup was before there were tenants: all of it belongs to the main one.
 # A ledger that is restored is older than what hosts out there may know: no epoch of theirs may be given out again.
 _EPOCHS_SKIPPED = 1 << 20
 
@@ -136,13 +138,14 @@ def _read(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, Row]]]:
         raise UnavailableError(f"the backup {path} cannot be read: {error.strerror}") from None
     line = file.readline()
     first = _parsed(line)
-    if first.get("nexus_ledger") != _FORMAT or not all(isinstance(first.get(name), int) for name in ("seq", "epoch")):
+    is_known = first.get("nexus_ledger") in (_FORMAT, _WITHOUT_TENANTS)
+    if not is_known or not all(isinstance(first.get(name), int) for name in ("seq", "epoch")):
         file.close()
         raise DataLossError(f"{path} is no backup of a ledger that this Nexus can read")
-    return first, _rows(file, line, path)
+    return first, _rows(file, line, path, first["nexus_ledger"])
 
 
-def _rows(file: Any, first: bytes, path: Path) -> Iterator[tuple[str, Row]]:
+def _rows(file: Any, first: bytes, path: Path, form: int) -> Iterator[tuple[str, Row]]:
     hasher = hashlib.blake2b(first, digest_size=32)
     count = 0
     with file:
@@ -155,6 +158,8 @@ def _rows(file: Any, first: bytes, path: Path) -> Iterator[tuple[str, Row]]:
             hasher.update(line)
             count += 1
             (table, row), *others = fields.items() or [("", {})]
+            if form == _WITHOUT_TENANTS and table == "goals" and isinstance(row, dict):
+                row = {"tenant": MAIN_TENANT, **row}
             if others or table not in COLUMNS or not isinstance(row, dict) or set(row) != set(COLUMNS[table]):
                 raise DataLossError(f"line {count + 1} of the backup {path} is not a row of a ledger")
             yield table, tuple(_back(name, row[name]) for name in COLUMNS[table])

@@ -13,6 +13,7 @@ from nexus_ray.core.errors import DataLossError
 from nexus_ray.goals.goal import Goal, GoalStatus
 from nexus_ray.goals.ledger_sum import check_sum, entry_sum, goal_sum, row_sum
 from nexus_ray.goals.ledger_tables import COLUMNS, Row
+from nexus_ray.goals.marks import to_mark
 
 _FAULTS_MAX = 100  # More would only bury the first; the count goes on.
 _TOLD_EVERY = 10_000
@@ -76,6 +77,8 @@ class Check:
                 self._entry(row)
             elif table == "agent_states":
                 self._state(row)
+            elif table == "marks":
+                to_mark(row)
         except DataLossError as error:
             self.report.add(error.message)
         except (ValueError, TypeError, AttributeError) as error:
@@ -99,7 +102,7 @@ class Check:
         of = dict(zip(COLUMNS["goals"], row, strict=True))
         goal = Goal(
             of["id"], of["type"], b"", of["principal"], of["accepted_at"], of["deadline_at"], {},
-            of["idempotency_key"], of["parent"],
+            of["idempotency_key"], of["parent"], of["tenant"],
         )  # fmt: skip
         is_over = GoalStatus(of["status"]).is_terminal
         self._goals[goal.id] = _Seen(of["accepted_seq"], of["finished_seq"], is_over)

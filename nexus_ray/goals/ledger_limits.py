@@ -117,7 +117,7 @@ def check_goals(goals: Sequence[Goal], settings: LedgerSettings) -> int:
     size_bytes = 0
     for goal in goals:
         _check_id(goal.id, "goal id")
-        for text in (goal.type, goal.principal, goal.idempotency_key, goal.parent):
+        for text in (goal.type, goal.tenant, goal.principal, goal.idempotency_key, goal.parent):
             _check_text(text)
         _check_body(goal.payload, settings)
         size_bytes += len(goal.payload)

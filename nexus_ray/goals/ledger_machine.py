@@ -27,6 +27,7 @@ from nexus_ray.goals.goal import (
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_entry import cancel_requested_body, claimed_body, released_body
 from nexus_ray.goals.ledger_sum import entry_sum, goal_sum, row_sum
+from nexus_ray.goals.marks import PutMark
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class NextEpoch:
     """A call of `Ledger.next_epoch`."""
 
 
-Call = Accept | Append | Fence | NextEpoch
+Call = Accept | Append | Fence | NextEpoch | PutMark
 
 
 def weight(call: Call) -> int:
@@ -91,7 +92,7 @@ class Needs:
 
     goals: set[str] = field(default_factory=set)
     steps: set[tuple[str, str]] = field(default_factory=set)
-    keys: set[tuple[str, str]] = field(default_factory=set)
+    keys: set[tuple[str, str, str]] = field(default_factory=set)
     agents: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -100,8 +101,8 @@ class Rows:
     """What is to be written, in the columns' order; many rows' values one after the other in a flat list.
 
     `journal`: seq, goal_id, kind, at, step_key or None, body, sum.
-    `goals`: id, type, principal, parent, accepted_at, deadline_at, headers, idempotency_key, accepted_seq, sum,
-    status, host, standing_sum.
+    `goals`: id, type, tenant, principal, parent, accepted_at, deadline_at, headers, idempotency_key, accepted_seq,
+    sum, status, host, standing_sum.
     `moved`: goals that stand elsewhere now. `states`: (type, key) to (version, schema, body, sum).
     """
 
@@ -133,8 +134,8 @@ class LedgerMachine:
         self.fenced: set[str] = set()
         self.standings: dict[str, Standing] = {}
         self.versions: dict[tuple[str, str], int] = {}
-        self.keyed: dict[tuple[str, str], tuple[str, str, bytes]] = {}
-        """(principal, idempotency key) to (goal id, type, payload)."""
+        self.keyed: dict[tuple[str, str, str], tuple[str, str, bytes]] = {}
+        """(tenant, principal, idempotency key) to (goal id, type, payload)."""
         self.steps_known = 0
         self.rows = Rows()
 
@@ -145,7 +146,7 @@ class LedgerMachine:
             match call:
                 case Accept(goals):
                     needs.goals.update(goal.id for goal in goals)
-                    needs.keys.update((goal.principal, goal.idempotency_key) for goal in goals if goal.idempotency_key)
+                    needs.keys.update(_key(goal) for goal in goals if goal.idempotency_key)
                 case Append(_, writes):
                     for write in writes:
                         needs.goals.add(write.goal_id)
@@ -194,10 +195,10 @@ class LedgerMachine:
 
     def _accept(self, goals: Sequence[Goal], holder: str) -> list[Acceptance]:
         new: dict[str, Goal] = {}
-        keyed: dict[tuple[str, str], tuple[str, str, bytes]] = {}
+        keyed: dict[tuple[str, str, str], tuple[str, str, bytes]] = {}
         answers: list[Acceptance] = []
         for goal in goals:
-            key = (goal.principal, goal.idempotency_key)
+            key = _key(goal)
             if goal.id in self.standings or goal.id in new:
                 answers.append(Acceptance(goal.id, False))
             elif goal.idempotency_key and (earlier := keyed.get(key) or self.keyed.get(key)):
@@ -221,7 +222,7 @@ class LedgerMachine:
         standing = Standing(False, status.value, holder, "", set())
         headers = orjson.dumps(goal.headers).decode()
         self.rows.goals += (
-            goal.id, goal.type, goal.principal, goal.parent, goal.accepted_at, goal.deadline_at, headers,
+            goal.id, goal.type, goal.tenant, goal.principal, goal.parent, goal.accepted_at, goal.deadline_at, headers,
             goal.idempotency_key, self.seq, goal_sum(goal, headers), status.value, holder,
             standing_sum(goal.id, standing),
         )  # fmt: skip
@@ -307,3 +308,7 @@ class LedgerMachine:
         self.seq += 1
         total = entry_sum(goal_id, kind.value, at, step_key, body)
         self.rows.journal += (self.seq, goal_id, kind.value, at, step_key or None, body, total)
+
+
+def _key(goal: Goal) -> tuple[str, str, str]:
+    return goal.tenant, goal.principal, goal.idempotency_key

@@ -35,6 +35,7 @@ from nexus_ray.goals.ledger_entry import (
     released_body,
 )
 from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
+from nexus_ray.goals.marks import Mark
 
 
 class MemoryLedger:
@@ -43,11 +44,13 @@ class MemoryLedger:
     def __init__(self, settings: LedgerSettings | None = None) -> None:
         self._settings = settings or LedgerSettings()
         self._records: dict[str, GoalRecord] = {}
-        self._keys: dict[tuple[str, str], str] = {}
+        self._keys: dict[tuple[str, str, str], str] = {}
         self._entries: list[Entry] = []
         self._steps: dict[tuple[str, str], Entry] = {}
         self._states: dict[AgentId, AgentState] = {}
         self._fenced: set[str] = set()
+        self._marks: dict[tuple[str, str], Mark] = {}
+        self._marks_version = 0
         self._epoch = 0
         self._is_closed = False
         self._bell = Bell(self._settings.waiters_max, self._settings.retry_after_s)
@@ -57,10 +60,10 @@ class MemoryLedger:
         check_goals(goals, self._settings)
         self._check(holder)
         new: dict[str, Goal] = {}
-        keys: dict[tuple[str, str], str] = {}
+        keys: dict[tuple[str, str, str], str] = {}
         answers: list[Acceptance] = []
         for goal in goals:
-            key = (goal.principal, goal.idempotency_key)
+            key = (goal.tenant, goal.principal, goal.idempotency_key)
             if goal.id in self._records or goal.id in new:
                 answers.append(Acceptance(goal.id, False))
                 continue
@@ -105,6 +108,7 @@ class MemoryLedger:
             if query.status in ("", record.status)
             and query.type in ("", record.goal.type)
             and query.principal in ("", record.goal.principal)
+            and query.tenant in ("", record.goal.tenant)
             and query.parent in ("", record.goal.parent)
             and (not query.before or goal_id < query.before)
         ]
@@ -131,13 +135,14 @@ class MemoryLedger:
         self._check()
         return self._steps.get((goal_id, step_key))
 
-    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+    async def questions(self, after_seq: int, limit: int, tenant: str = "") -> list[Entry]:
         """Return what was asked of people and is not answered; see `Ledger.questions`."""
         self._check()
         found = [
             entry
             for entry in self._entries[max(0, after_seq) :]
             if entry.kind is EntryKind.ASKED
+            and tenant in ("", self._records[entry.goal_id].goal.tenant)
             and not self._records[entry.goal_id].status.is_terminal
             and (entry.goal_id, answer_key(entry.step_key)) not in self._steps
         ]
@@ -160,6 +165,22 @@ class MemoryLedger:
         """Return the last committed state of an agent, or None."""
         self._check()
         return self._states.get(agent)
+
+    async def put_mark(self, mark: Mark, only_new: bool = False) -> bool:
+        """Write a mark; see `Ledger.put_mark`."""
+        self._check()
+        stands = self._marks.get((mark.kind, mark.name))
+        if only_new and stands is not None and stands.until > mark.at:
+            return False
+        self._marks_version += 1
+        self._marks[mark.kind, mark.name] = mark._replace(version=self._marks_version)
+        return True
+
+    async def marks(self, kinds: Sequence[str], after_version: int, limit: int) -> list[Mark]:
+        """Return marks that changed, in the order of their versions."""
+        self._check()
+        found = [mark for mark in self._marks.values() if mark.kind in kinds and mark.version > after_version]
+        return sorted(found, key=lambda mark: mark.version)[: self._rows(limit)]
 
     async def fence(self, host: str) -> None:
         """Refuse every later write of `host`."""

@@ -36,6 +36,7 @@ from nexus_ray.goals.ledger_schema import (
     to_state,
     with_body,
 )
+from nexus_ray.goals.marks import FORGET_AFTER_S, Mark, page_of_marks, to_mark
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 
@@ -58,6 +59,14 @@ _FENCE = (
     "WITH h AS (UPDATE head SET fences = fences + 1 WHERE lease_holder = %s RETURNING 1),"
     " f AS (INSERT INTO fenced SELECT %s FROM h ON CONFLICT DO NOTHING) SELECT 1 FROM h"
 )
+_PUT_MARK = (
+    "WITH h AS (UPDATE head SET marks = marks + 1 WHERE lease_holder = %s RETURNING marks),"
+    " d AS (DELETE FROM marks WHERE until < %s AND (kind, name) <> (%s, %s)),"
+    " m AS (INSERT INTO marks(version, kind, name, at, until, body, sum)"
+    " SELECT h.marks, %s, %s, %s, %s, %s, %s FROM h ON CONFLICT (kind, name) DO UPDATE SET"
+    " version = excluded.version, at = excluded.at, until = excluded.until, body = excluded.body, sum = excluded.sum"
+    " WHERE NOT %s OR marks.until <= excluded.at RETURNING 1) SELECT (SELECT count(*) FROM m) FROM h"
+)
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE application_name = %s AND datname = current_database() AND usename = current_user"
@@ -69,7 +78,8 @@ _CHANGES = (
 )
 _QUESTIONS = (
     f"SELECT {ENTRY_COLUMNS} FROM journal j WHERE kind = 'asked' AND seq > %s"
-    " AND EXISTS (SELECT 1 FROM goals g WHERE g.id = j.goal_id AND g.finished_seq IS NULL)"
+    " AND EXISTS (SELECT 1 FROM goals g WHERE g.id = j.goal_id AND g.finished_seq IS NULL"
+    " AND %s::text IN ('', g.tenant))"
     " AND NOT EXISTS (SELECT 1 FROM journal a WHERE a.goal_id = j.goal_id AND a.step_key = j.step_key || '=')"
     " ORDER BY seq LIMIT %s"
 )
@@ -170,9 +180,9 @@ class PostgresLedger:
         entries = read_rows(await self._rows(text, goal_id, step_key), to_entry)
         return entries[0] if entries else None
 
-    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+    async def questions(self, after_seq: int, limit: int, tenant: str = "") -> list[Entry]:
         """Return what was asked of people and is not answered; see `Ledger.questions`."""
-        return read_rows(await self._rows(_QUESTIONS, after_seq, self._limit(limit)), to_entry)
+        return read_rows(await self._rows(_QUESTIONS, after_seq, tenant, self._limit(limit)), to_entry)
 
     async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:
         """Return which goals have news; see `Ledger.changes`."""
@@ -197,6 +207,22 @@ class PostgresLedger:
         text = "SELECT version, schema, body, sum FROM agent_states WHERE type = %s AND key = %s"
         rows = await self._rows(text, agent.type, agent.key)
         return to_state(agent, rows[0]) if rows else None
+
+    async def put_mark(self, mark: Mark, only_new: bool = False) -> bool:
+        """Write a mark; see `Ledger.put_mark`."""
+        kind, name, at, until, body, _ = mark
+        rows = await self._rows(
+            _PUT_MARK, self._settings.cluster, at - FORGET_AFTER_S, kind, name, kind, name, at, until, body, mark.sum,
+            only_new,
+        )  # fmt: skip
+        if not rows:
+            raise await self._not_ours()
+        return bool(rows[0][0])
+
+    async def marks(self, kinds: Sequence[str], after_version: int, limit: int) -> list[Mark]:
+        """Return marks that changed, in the order of their versions."""
+        values = (after_version, *kinds, self._limit(limit))
+        return read_rows(await self._rows(page_of_marks(kinds, "%s"), *values), to_mark)
 
     async def fence(self, host: str) -> None:
         """Refuse every later write of `host`; what it left open in the middle is ended."""

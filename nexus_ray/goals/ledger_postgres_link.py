@@ -25,7 +25,7 @@ from nexus_ray.core.errors import (
 )
 from nexus_ray.goals.ledger_limits import LedgerSettings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The newest schema that this Nexus knows: the number of the newest file in `migrations/versions`."""
 SCHEMA = "nexus"
 """Where the tables are, beside whatever else is in the database."""

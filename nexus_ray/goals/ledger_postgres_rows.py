@@ -38,9 +38,9 @@ AGENTS = (
     " JOIN agent_states s USING (type, key) ORDER BY s.type, s.key FOR NO KEY UPDATE OF s"
 )
 KEYS = (
-    "SELECT g.principal, g.idempotency_key, g.id, g.type, j.body"
-    " FROM unnest(%s::text[], %s::text[]) AS k(principal, idempotency_key)"
-    " JOIN goals g USING (principal, idempotency_key) JOIN journal j ON j.seq = g.accepted_seq"
+    "SELECT g.tenant, g.principal, g.idempotency_key, g.id, g.type, j.body"
+    " FROM unnest(%s::text[], %s::text[], %s::text[]) AS k(tenant, principal, idempotency_key)"
+    " JOIN goals g USING (tenant, principal, idempotency_key) JOIN journal j ON j.seq = g.accepted_seq"
     " WHERE g.idempotency_key <> ''"
 )
 
@@ -138,15 +138,15 @@ _STANDING: _Columns = (
     ("failure", Texts), ("answered_by", Texts), ("standing_sum", Numbers),
 )  # fmt: skip
 _GOAL: _Columns = (
-    ("id", Texts), ("type", Texts), ("principal", Texts), ("parent", Texts), ("accepted_at", Floats),
-    ("deadline_at", Floats), ("headers", Texts), ("idempotency_key", Texts), ("+accepted_seq", Numbers),
-    ("sum", Numbers), *_STANDING,
+    ("id", Texts), ("type", Texts), ("tenant", Texts), ("principal", Texts), ("parent", Texts),
+    ("accepted_at", Floats), ("deadline_at", Floats), ("headers", Texts), ("idempotency_key", Texts),
+    ("+accepted_seq", Numbers), ("sum", Numbers), *_STANDING,
 )  # fmt: skip
 _MOVED: _Columns = (("id", Texts), *_STANDING)
 _STATE: _Columns = (
     ("type", Texts), ("key", Texts), ("version", Numbers), ("schema", Numbers), ("body", Blobs), ("sum", Numbers),
 )  # fmt: skip
-_GOAL_FIELDS = 13  # Of what the machine writes about a new goal; the last three are where it stands.
+_GOAL_FIELDS = 14  # Of what the machine writes about a new goal; the last three are where it stands.
 _SQL_TYPES: dict[Any, str] = {Texts: "text[]", Blobs: "bytea[]", Numbers: "bigint[]", Floats: "double precision[]"}
 
 

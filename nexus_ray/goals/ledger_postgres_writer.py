@@ -6,7 +6,7 @@ carries a number that it commits with itself. What was loaded is forgotten with 
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import psycopg
@@ -210,14 +210,13 @@ class PostgresWriter:
             machine.standings[goal_id].steps.add(step_key)
         for type_, key, version in await agents.fetchall() if agents else ():
             machine.versions[type_, key] = version
-        for principal, key, *earlier in await keys.fetchall() if keys else ():
-            machine.keyed[principal, key] = tuple(earlier)
+        for tenant, principal, key, *earlier in await keys.fetchall() if keys else ():
+            machine.keyed[tenant, principal, key] = tuple(earlier)
         return machine, fences, batch + 1
 
 
-def _columns(pairs: set[tuple[str, str]]) -> list[Texts]:
-    first, second = zip(*pairs, strict=True)
-    return [Texts(first), Texts(second)]
+def _columns(rows: Collection[tuple[str, ...]]) -> list[Texts]:
+    return [Texts(column) for column in zip(*rows, strict=True)]
 
 
 def _for_caller(fault: BaseException) -> NexusError:

@@ -31,9 +31,9 @@ class Rows:
 
 JOURNAL = Rows(7, "INSERT INTO journal(seq, goal_id, kind, at, step_key, body, sum) VALUES {}")
 GOALS = Rows(
-    13,
-    "INSERT INTO goals(id, type, principal, parent, accepted_at, deadline_at, headers, idempotency_key, accepted_seq,"
-    " sum, status, host, standing_sum) VALUES {}",
+    14,
+    "INSERT INTO goals(id, type, tenant, principal, parent, accepted_at, deadline_at, headers, idempotency_key,"
+    " accepted_seq, sum, status, host, standing_sum) VALUES {}",
 )
 STANDINGS = Rows(
     9,

@@ -24,7 +24,7 @@ from nexus_ray.core.errors import (
     NotFoundError,
     UnavailableError,
 )
-from nexus_ray.core.identity import AgentId
+from nexus_ray.core.identity import MAIN_TENANT, AgentId
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Outcome
 from nexus_ray.goals.ledger_entry import accepted_body, finished_body
 from nexus_ray.goals.ledger_limits import LedgerSettings
@@ -32,7 +32,7 @@ from nexus_ray.goals.ledger_log import Log, read_log
 from nexus_ray.goals.ledger_sum import check_sum, entry_sum, goal_sum, row_sum
 
 _APPLICATION_ID = 0x4E585259  # "NXRY": tells our file from any other SQLite file.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _PAGE_BYTES = 4096
 # A checkpoint syncs the whole file; at 16 MiB of log it is rare, and the log is still read back in milliseconds.
 _LOG_PAGES = 4096
@@ -41,7 +41,7 @@ _LOG_PAGES = 4096
 # (payload, result) are in the journal, so that an update of a status does not rewrite them.
 _TABLES = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-INSERT INTO meta VALUES ('schema_version', 2), ('epoch', 0);
+INSERT INTO meta VALUES ('schema_version', 3), ('epoch', 0);
 CREATE TABLE journal(
   seq INTEGER PRIMARY KEY AUTOINCREMENT, goal_id TEXT NOT NULL, kind TEXT NOT NULL, at REAL NOT NULL,
   step_key TEXT, body BLOB NOT NULL, sum INTEGER NOT NULL
@@ -53,9 +53,10 @@ CREATE TABLE goals(
   accepted_at REAL NOT NULL, deadline_at REAL NOT NULL, headers TEXT NOT NULL, idempotency_key TEXT NOT NULL,
   accepted_seq INTEGER NOT NULL, sum INTEGER NOT NULL, status TEXT NOT NULL, host TEXT NOT NULL,
   cancel_by TEXT NOT NULL DEFAULT '', finished_seq INTEGER, finished_at REAL, failure TEXT,
-  answered_by TEXT NOT NULL DEFAULT '', standing_sum INTEGER NOT NULL
+  answered_by TEXT NOT NULL DEFAULT '', standing_sum INTEGER NOT NULL, tenant TEXT NOT NULL DEFAULT 'main'
 ) STRICT, WITHOUT ROWID;
-CREATE UNIQUE INDEX goals_idempotency ON goals(principal, idempotency_key) WHERE idempotency_key != '';
+CREATE UNIQUE INDEX goals_idempotency ON goals(tenant, principal, idempotency_key) WHERE idempotency_key != '';
+CREATE INDEX goals_tenant ON goals(tenant, id) WHERE tenant <> 'main';
 CREATE INDEX goals_unfinished ON goals(id) WHERE finished_seq IS NULL;
 CREATE INDEX goals_parent ON goals(parent, id) WHERE parent != '';
 CREATE INDEX goals_principal ON goals(principal, id);
@@ -67,11 +68,26 @@ CREATE TABLE agent_states(
 ) STRICT;
 CREATE TABLE fenced(host TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
+_MARKS = """
+CREATE TABLE marks(
+  version INTEGER PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL,
+  body BLOB NOT NULL, sum INTEGER NOT NULL, UNIQUE (kind, name)
+) STRICT;
+"""
+# From schema 2, which knew neither tenants nor marks: what was there belongs to the main tenant.
+_UPGRADE = f"""
+ALTER TABLE goals ADD COLUMN tenant TEXT NOT NULL DEFAULT 'main';
+DROP INDEX goals_idempotency;
+CREATE UNIQUE INDEX goals_idempotency ON goals(tenant, principal, idempotency_key) WHERE idempotency_key != '';
+CREATE INDEX goals_tenant ON goals(tenant, id) WHERE tenant <> 'main';
+{_MARKS}
+UPDATE meta SET value = 3 WHERE name = 'schema_version';
+"""
 
 RECORD_COLUMNS = (
     "g.id, g.type, a.body, g.principal, g.accepted_at, g.deadline_at, g.headers, g.idempotency_key, g.parent,"
-    " g.status, g.host, g.cancel_by, g.finished_at, f.body, g.failure, g.answered_by, g.sum, g.standing_sum, a.sum,"
-    " f.sum"
+    " g.tenant, g.status, g.host, g.cancel_by, g.finished_at, f.body, g.failure, g.answered_by, g.sum,"
+    " g.standing_sum, a.sum, f.sum"
 )
 ENTRY_COLUMNS = "seq, goal_id, kind, at, body, step_key, sum"
 RECORD_TABLES = "goals g LEFT JOIN journal a ON a.seq = g.accepted_seq LEFT JOIN journal f ON f.seq = g.finished_seq"
@@ -93,10 +109,12 @@ def page_of_goals(query: GoalQuery, mark: str) -> tuple[str, list[Any]]:
             conditions.append(f"g.status = '{GoalStatus(query.status).value}'")
             if not GoalStatus(query.status).is_terminal:
                 conditions.append("g.finished_seq IS NULL")
+    if query.tenant and query.tenant != MAIN_TENANT:
+        conditions.append("g.tenant <> 'main'")
     if query.parent:
         conditions.append("g.parent <> ''")
     # There is no index by type: of a few types each is frequent, so a walk from the newest soon fills a page.
-    for column in ("type", "principal", "parent"):
+    for column in ("type", "principal", "parent", "tenant"):
         if value := getattr(query, column):
             conditions.append(f"g.{column} = {mark}")
             values.append(value)
@@ -194,9 +212,12 @@ def _prepare(connection: sqlite3.Connection, settings: LedgerSettings, path: Pat
     connection.execute(f"PRAGMA max_page_count = {settings.file_bytes_max // _PAGE_BYTES}")
     if not tables:
         # In one transaction: a crash leaves either no ledger or a whole one.
-        connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION_ID}; COMMIT;")
+        script = f"{_TABLES} {_MARKS} PRAGMA application_id = {_APPLICATION_ID};"
+        connection.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
     (version,) = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
-    if version != SCHEMA_VERSION:
+    if version == 2:
+        connection.executescript(f"BEGIN IMMEDIATE; {_UPGRADE} COMMIT;")
+    elif version != SCHEMA_VERSION:
         raise FailedPreconditionError("the ledger was written by another version of Nexus", schema_version=version)
 
 
@@ -257,11 +278,12 @@ def to_record(row: tuple[Any, ...]) -> GoalRecord:
     Raises:
         DataLossError: A checksum does not fit.
     """
-    (id_, type_, payload, principal, accepted_at, deadline_at, headers, key, parent, *standing) = row
+    (id_, type_, payload, principal, accepted_at, deadline_at, headers, key, parent, tenant, *standing) = row
     status, host, cancel_by, finished_at, result, failure, answered_by, *sums = standing
     if payload is None:
         raise ValueError("the goal's entry is not in the journal")
-    goal = Goal(id_, type_, payload, principal, accepted_at, deadline_at, orjson.loads(headers), key, parent)
+    given = orjson.loads(headers)
+    goal = Goal(id_, type_, payload, principal, accepted_at, deadline_at, given, key, parent, tenant)
     outcome = None
     stored_sum, standing_sum, payload_sum, result_sum = sums
     check_sum(stored_sum, goal_sum(goal, headers), "goal", id_)

@@ -37,6 +37,7 @@ from nexus_ray.goals.ledger_schema import (
     with_body,
 )
 from nexus_ray.goals.ledger_writer import LedgerWriter
+from nexus_ray.goals.marks import Mark, PutMark, page_of_marks, to_mark
 from nexus_ray.observe import metrics
 
 __all__ = ["LedgerSettings", "SqliteLedger"]
@@ -118,15 +119,16 @@ class SqliteLedger:
         )
         return entries[0] if entries else None
 
-    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+    async def questions(self, after_seq: int, limit: int, tenant: str = "") -> list[Entry]:
         """Return what was asked of people and is not answered; see `Ledger.questions`."""
         text = (
             f"SELECT {ENTRY_COLUMNS} FROM journal j WHERE kind = 'asked' AND seq > ?"
-            " AND EXISTS (SELECT 1 FROM goals g WHERE g.id = j.goal_id AND g.finished_seq IS NULL)"
+            " AND EXISTS (SELECT 1 FROM goals g WHERE g.id = j.goal_id AND g.finished_seq IS NULL"
+            " AND ? IN ('', g.tenant))"
             " AND NOT EXISTS (SELECT 1 FROM journal a WHERE a.goal_id = j.goal_id AND a.step_key = j.step_key || '=')"
             " ORDER BY seq LIMIT ?"
         )
-        values = (after_seq, self._rows(limit))
+        values = (after_seq, tenant, self._rows(limit))
         return await self._read(lambda connection: read_rows(connection.execute(text, values).fetchall(), to_entry))
 
     async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:
@@ -149,6 +151,16 @@ class SqliteLedger:
         values = (agent.type, agent.key)
         row = await self._read(lambda connection: connection.execute(text, values).fetchone())
         return None if row is None else to_state(agent, row)
+
+    async def put_mark(self, mark: Mark, only_new: bool = False) -> bool:
+        """Write a mark; see `Ledger.put_mark`."""
+        is_written: bool = await self._write(PutMark(mark, only_new), 1, len(mark.body))
+        return is_written
+
+    async def marks(self, kinds: Sequence[str], after_version: int, limit: int) -> list[Mark]:
+        """Return marks that changed, in the order of their versions."""
+        text, values = page_of_marks(kinds, "?"), (after_version, *kinds, self._rows(limit))
+        return await self._read(lambda connection: read_rows(connection.execute(text, values).fetchall(), to_mark))
 
     async def fence(self, host: str) -> None:
         """Refuse every later write of `host`."""

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 
 from nexus_ray.core.errors import DataLossError
+from nexus_ray.core.identity import MAIN_TENANT
 from nexus_ray.goals.goal import Goal
 
 
@@ -18,7 +19,9 @@ def entry_sum(goal_id: str, kind: str, at: float, step_key: str, body: bytes) ->
 
 def goal_sum(goal: Goal, headers: str) -> int:
     """Return the sum of what never changes in a goal's row; `headers` as they are stored."""
-    texts = (goal.id, goal.type, goal.principal, goal.parent, headers, goal.idempotency_key)
+    texts: tuple[str, ...] = (goal.id, goal.type, goal.principal, goal.parent, headers, goal.idempotency_key)
+    if goal.tenant != MAIN_TENANT:  # Rows from before there were tenants have the sum of those of the main one.
+        texts += (goal.tenant,)
     return row_sum((*texts, goal.accepted_at, goal.deadline_at))
 
 

@@ -13,19 +13,21 @@ from typing import Any, Protocol
 from nexus_ray.core.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, NexusError, NotFoundError
 from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.ledger_schema import SCHEMA_VERSION, open_writer, translated
+from nexus_ray.goals.marks import COLUMNS as MARK_COLUMNS
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "goals": (
         "id", "type", "principal", "parent", "accepted_at", "deadline_at", "headers", "idempotency_key",
         "accepted_seq", "sum", "status", "host", "cancel_by", "finished_seq", "finished_at", "failure", "answered_by",
-        "standing_sum",
+        "standing_sum", "tenant",
     ),
     "journal": ("seq", "goal_id", "kind", "at", "step_key", "body", "sum"),
     "agent_states": ("type", "key", "version", "schema", "body", "sum"),
     "fenced": ("host",),
+    "marks": MARK_COLUMNS,
 }  # fmt: skip
 """The tables and their columns, the same in every ledger."""
-_ORDERS = {"goals": "id", "journal": "seq", "agent_states": "type, key", "fenced": "host"}
+_ORDERS = {"goals": "id", "journal": "seq", "agent_states": "type, key", "fenced": "host", "marks": "version"}
 _PAGE_ROWS = 1000
 
 Row = tuple[Any, ...]
@@ -120,6 +122,7 @@ class PostgresTables:
                 for row in rows:
                     copy.write_row(row)
         self._connection.execute("UPDATE head SET seq = %s, epoch = %s", (seq, epoch))
+        self._connection.execute("UPDATE head SET marks = (SELECT coalesce(max(version), 0) FROM marks)")
         self._connection.commit()
 
 

@@ -14,6 +14,7 @@ from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.ledger_machine import Call, LedgerMachine, Needs, Standing, weight
 from nexus_ray.goals.ledger_rows import GOALS, JOURNAL, STANDINGS, STATES
 from nexus_ray.goals.ledger_schema import is_bad_argument, translated
+from nexus_ray.goals.marks import PutMark, put
 
 
 class LedgerWriter:
@@ -56,7 +57,9 @@ class LedgerWriter:
             connection.execute("BEGIN IMMEDIATE")
             epoch = machine.epoch
             self._read(machine, machine.needs(calls))
-            answers = [machine.decide(call) for call in calls]
+            answers = [
+                put(connection, call) if isinstance(call, PutMark) else machine.decide(call) for call in calls
+            ]
             if machine.epoch != epoch:
                 connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (machine.epoch,))
             wrote = self._write(machine)
@@ -90,12 +93,13 @@ class LedgerWriter:
             self._read_standings(machine, needs.goals)
         if needs.keys:
             text = (
-                "SELECT g.principal, g.idempotency_key, g.id, g.type, j.body FROM json_each(?) AS k"
-                " CROSS JOIN goals g ON g.principal = k.value ->> 0 AND g.idempotency_key = k.value ->> 1"
+                "SELECT g.tenant, g.principal, g.idempotency_key, g.id, g.type, j.body FROM json_each(?) AS k"
+                " CROSS JOIN goals g ON g.tenant = k.value ->> 0 AND g.principal = k.value ->> 1"
+                " AND g.idempotency_key = k.value ->> 2"
                 " JOIN journal j ON j.seq = g.accepted_seq WHERE g.idempotency_key != ''"
             )
-            for principal, key, *earlier in self._connection.execute(text, (_json(needs.keys),)).fetchall():
-                machine.keyed[principal, key] = tuple(earlier)
+            for tenant, principal, key, *earlier in self._connection.execute(text, (_json(needs.keys),)).fetchall():
+                machine.keyed[tenant, principal, key] = tuple(earlier)
         if needs.agents:
             text = (
                 "SELECT s.type, s.key, s.version FROM json_each(?) AS a"

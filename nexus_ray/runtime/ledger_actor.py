@@ -16,6 +16,7 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.goals.marks import Mark
 from nexus_ray.runtime.boot import configure_process, settle_down
 from nexus_ray.runtime.names import LEDGER
 from nexus_ray.runtime.peer import Peer, socket_folder
@@ -114,9 +115,9 @@ class RayLedger:
         entry: Entry | None = await self._call("entry", goal_id, step_key)
         return entry
 
-    async def questions(self, after_seq: int, limit: int) -> list[Entry]:
+    async def questions(self, after_seq: int, limit: int, tenant: str = "") -> list[Entry]:
         """See `Ledger.questions`."""
-        return list(await self._call("questions", after_seq, limit))
+        return list(await self._call("questions", after_seq, limit, tenant))
 
     async def changes(self, after_seq: int, wait_s: float, limit: int) -> tuple[int, list[str]]:
         """See `Ledger.changes`."""
@@ -127,6 +128,14 @@ class RayLedger:
         """See `Ledger.agent_state`."""
         state: AgentState | None = await self._call("agent_state", agent)
         return state
+
+    async def put_mark(self, mark: Mark, only_new: bool = False) -> bool:
+        """See `Ledger.put_mark`."""
+        return bool(await self._call("put_mark", mark, only_new))
+
+    async def marks(self, kinds: Sequence[str], after_version: int, limit: int) -> list[Mark]:
+        """See `Ledger.marks`."""
+        return list(await self._call("marks", kinds, after_version, limit))
 
     async def fence(self, host: str) -> None:
         """See `Ledger.fence`."""

@@ -361,13 +361,13 @@ async def test_a_schema_that_is_not_ours_is_refused_with_what_to_do(
     postgres.sql("UPDATE nexus.alembic_version SET version_num = '0007'", database)
     settings = LedgerSettings(url=postgres.url(database))
 
-    with pytest.raises(FailedPreconditionError, match="newer Nexus: schema 7; this one knows 1"):
+    with pytest.raises(FailedPreconditionError, match="newer Nexus: schema 7; this one knows 2"):
         await open_one()
     with pytest.raises(FailedPreconditionError, match="newer Nexus"):
         await asyncio.to_thread(migrate, settings)
 
     assert (await asyncio.to_thread(postgres_status, settings)).standing == "newer"
-    postgres.sql("UPDATE nexus.alembic_version SET version_num = '0001'", database)
+    postgres.sql("UPDATE nexus.alembic_version SET version_num = '0002'", database)
 
 
 async def test_migrations_may_be_run_twice_and_by_several_at_once(postgres: Server, open_one: Open) -> None:
@@ -375,7 +375,7 @@ async def test_migrations_may_be_run_twice_and_by_several_at_once(postgres: Serv
 
     done = await asyncio.gather(*(asyncio.to_thread(migrate, settings) for _ in range(3)))
 
-    assert sorted(done) == [(0, 1), (1, 1), (1, 1)]
+    assert sorted(done) == [(0, 2), (2, 2), (2, 2)]
     ledger = await open_one(url=settings.url)
     await ledger.accept([a_goal()], "host-a")
     await ledger.append("host-a", [a_step(version=1), a_finish()])

@@ -279,7 +279,7 @@ async def test_a_record_that_cannot_be_read_back_is_not_guessed(path: Path) -> N
 async def test_a_newer_schema_is_refused_and_the_file_is_let_go(path: Path) -> None:
     await (await SqliteLedger.open(path)).close()
 
-    for version, refused in ((3, True), (2, False)):
+    for version, refused in ((4, True), (3, False)):
         with sqlite3.connect(path) as other:
             other.execute("UPDATE meta SET value = ? WHERE name = 'schema_version'", (version,))
         other.close()

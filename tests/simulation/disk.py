@@ -25,7 +25,7 @@ class Disk:
         self.entries: defaultdict[str, list[Entry]] = defaultdict(list)
         self.keyed: dict[tuple[str, str], Entry] = {}
         self.goals: dict[str, Goal] = {}
-        self.by_key: dict[tuple[str, str], str] = {}
+        self.by_key: dict[tuple[str, str, str], str] = {}
         self.standings: dict[str, tuple[bool, str, str, str, Any]] = {}
         self.open: dict[str, None] = {}
         self.states: dict[tuple[str, str], AgentState] = {}
@@ -41,10 +41,10 @@ class Disk:
         self.epoch = epoch
         self.fenced.update(rows.fenced)
         first = self.seq + 1
-        for at in range(0, len(rows.goals), 13):
-            row = rows.goals[at : at + 13]
+        for at in range(0, len(rows.goals), 14):
+            row = rows.goals[at : at + 14]
             # The payload stands in the journal, under the number that the goal's row names.
-            self._add_goal(rows.journal[(row[8] - first) * 7 + 5], row)
+            self._add_goal(rows.journal[(row[9] - first) * 7 + 5], row)
         for at in range(0, len(rows.journal), 7):
             seq, goal_id, kind, when, step_key, body, _ = rows.journal[at : at + 7]
             assert seq == self.seq + 1, "the journal has a gap"
@@ -63,12 +63,12 @@ class Disk:
             self.states[type_, key] = AgentState(AgentId(type_, key), version, body, schema)
 
     def _add_goal(self, payload: bytes, row: list[Any]) -> None:
-        id_, type_, principal, parent, accepted_at, deadline_at, headers, idempotency_key, _, _, status, host, _ = row
+        id_, type_, tenant, principal, parent, accepted_at, deadline_at, headers, key, _, _, status, host, _ = row
         self.goals[id_] = Goal(
-            id_, type_, payload, principal, accepted_at, deadline_at, orjson.loads(headers), idempotency_key, parent
+            id_, type_, payload, principal, accepted_at, deadline_at, orjson.loads(headers), key, parent, tenant
         )
-        if idempotency_key:
-            self.by_key.setdefault((principal, idempotency_key), id_)
+        if key:
+            self.by_key.setdefault((tenant, principal, key), id_)
         self.standings[id_] = (False, status, host, "", (None, None, None, ""))
         self.open[id_] = None
 
