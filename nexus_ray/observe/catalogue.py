@@ -40,6 +40,8 @@ _ROWS = (
     Metric(
         "nexus_authz_decisions_total", "counter", ("resource_type", "operation", "decision"), "Authorization decisions"
     ),
+    Metric("nexus_audit_records_total", "counter", ("result",), "Records of the audit log"),
+    Metric("nexus_audit_batch_records", "histogram", (), "Records to a transaction of the audit log", SIZES),
     Metric("nexus_ledger_commits_total", "counter", ("result",), "Transactions of the ledger"),
     Metric("nexus_ledger_batch_writes", "histogram", (), "Writes to a transaction", SIZES),
     Metric("nexus_parcels_total", "counter", ("direction", "result"), "Parcels between hosts"),
