@@ -12,8 +12,9 @@ from nexus_ray.core.errors import UnauthenticatedError
 from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
+from nexus_ray.security.jose import refused
 from nexus_ray.security.keys import KeySet, load_key_set
-from nexus_ray.security.tokens import TokenSettings, refused, verify_token
+from nexus_ray.security.tokens import TokenSettings, verify_token
 
 log = get_logger("security.authn")
 

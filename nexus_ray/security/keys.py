@@ -4,8 +4,6 @@ Law: the private key is never readable by others, not for a moment; a key that i
 tokens reads the public key set and nothing else.
 """
 
-import base64
-import hashlib
 import json
 import os
 import secrets
@@ -14,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nexus_ray.core.errors import DataLossError, FailedPreconditionError
+from nexus_ray.security.jwk import Key, base64url, read_key, thumbprint
 
 _PRIVATE = "issuer.key"
 _PUBLIC = "jwks.json"
@@ -34,7 +33,7 @@ class SigningKey:
 class KeySet:
     """The public keys of one issuer by their ids."""
 
-    keys: dict[str, Ed25519PublicKey]
+    keys: dict[str, Key]
 
 
 def load_or_create_issuer_key(folder: Path) -> SigningKey:
@@ -60,9 +59,9 @@ def load_or_create_issuer_key(folder: Path) -> SigningKey:
     if not isinstance(private, Ed25519PrivateKey):
         raise DataLossError(f"{path} is not an Ed25519 key")
     x = base64url(private.public_key().public_bytes_raw())
-    key = SigningKey(_thumbprint(x), private)
-    jwks = {"keys": [{"kty": "OKP", "crv": "Ed25519", "x": x, "kid": key.kid, "use": "sig", "alg": "EdDSA"}]}
-    text = json.dumps(jwks)
+    public_key = {"kty": "OKP", "crv": "Ed25519", "x": x}
+    key = SigningKey(thumbprint(public_key), private)
+    text = json.dumps({"keys": [{**public_key, "kid": key.kid, "use": "sig", "alg": "EdDSA"}]})
     public = folder / _PUBLIC
     if not public.exists() or public.read_text() != text:
         temporary = public.with_name(f"{_PUBLIC}.{secrets.token_hex(8)}.new")
@@ -83,18 +82,15 @@ def load_key_set(folder: Path) -> KeySet:
         keys = {}
         for entry in json.loads(path.read_text())["keys"]:
             if (entry["kty"], entry["crv"], entry["use"], entry["alg"]) == ("OKP", "Ed25519", "sig", "EdDSA"):
-                raw = base64.urlsafe_b64decode(entry["x"] + "=")
-                keys[entry["kid"]] = Ed25519PublicKey.from_public_bytes(raw)
+                key = read_key(entry)
+                if key is None:
+                    raise ValueError("a key of ours that is none")
+                keys[key.kid] = key
         return KeySet(keys)
     except FileNotFoundError:
         raise FailedPreconditionError(f"there are no keys in {folder}; `nexus up` makes them") from None
     except (ValueError, KeyError, TypeError):
         raise DataLossError(f"{path} is not a key set") from None
-
-
-def base64url(value: bytes) -> str:
-    """Return bytes in base64url without padding."""
-    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
 def _create(path: Path) -> None:
@@ -114,8 +110,3 @@ def _create(path: Path) -> None:
         pass
     finally:
         os.unlink(temporary)
-
-
-def _thumbprint(x: str) -> str:
-    canonical = json.dumps({"crv": "Ed25519", "kty": "OKP", "x": x}, separators=(",", ":"), sort_keys=True)
-    return base64url(hashlib.sha256(canonical.encode()).digest())

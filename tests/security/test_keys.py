@@ -41,7 +41,7 @@ def test_the_public_set_holds_the_thumbprint_and_no_secret(tmp_path: Path) -> No
     expected = base64.urlsafe_b64encode(hashlib.sha256(canonical.encode()).digest()).rstrip(b"=").decode()
     assert entry["kid"] == key.kid == expected and "d" not in entry
     public = load_key_set(tmp_path).keys[key.kid]
-    public.verify(key.private.sign(b"x"), b"x")
+    public.verify("EdDSA", key.private.sign(b"x"), b"x")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o601])

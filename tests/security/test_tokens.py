@@ -88,7 +88,8 @@ def test_a_header_that_is_not_ours_to_the_letter_is_refused(
         ({"iat": NOW + 6}, "not_yet_valid"), ({"exp": NOW + 31 * 86_400}, "lifetime"),
         ({"iat": NOW, "exp": NOW}, "lifetime"), ({"iat": NOW + 1, "exp": NOW - 1}, "lifetime"),
         *[({name: bad}, f"claim_{name}") for name in ("exp", "nbf", "iat")
-          for bad in (None, True, False, "60", -1, [NOW], float("nan"), float("inf"), float("-inf"), 10**308)],
+          for bad in (None, True, False, "60", -1, [NOW], 1e300, 10**308)],
+        *[({name: bad}, "json") for name in ("exp", "other") for bad in (float("nan"), float("inf"), float("-inf"))],
         ({"sub": None}, "subject"), ({"sub": ""}, "subject"), ({"sub": 1}, "subject"), ({"jti": None}, "subject"),
         ({"jti": ""}, "subject"), ({"roles": None}, "roles"), ({"roles": "operator"}, "roles"),
         ({"roles": {"operator": 1}}, "roles"), ({"roles": ["reader", 1]}, "roles"), ({"roles": [""]}, "roles"),
