@@ -6,7 +6,7 @@ checks themselves are `security.jose`'s; here stands what a token of ours must s
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from nexus_ray.core.errors import InvalidArgumentError
 from nexus_ray.security.authz import is_role_name
 from nexus_ray.security.jose import Rules, check_claims, parse, read_object, refused, seconds, verify
-from nexus_ray.security.jwk import base64url
+from nexus_ray.security.jwk import Key, base64url
 from nexus_ray.security.keys import KeySet, SigningKey
 
 _ALGORITHM = "EdDSA"
@@ -111,6 +111,31 @@ def rules_of(settings: TokenSettings) -> Rules:
         lifetime_max_s=settings.lifetime_max_s,
         bytes_max=settings.token_bytes_max,
     )
+
+
+class LocalIssuer:
+    """This fleet's own issuer, as one among others."""
+
+    name = "local"
+
+    def __init__(self, key_set: KeySet, settings: TokenSettings) -> None:
+        self._keys = key_set.keys
+        self.rules = rules_of(settings)
+
+    def keys(self) -> Mapping[str, Key]:
+        """Return the keys of the state folder."""
+        return self._keys
+
+    async def prepare(self, kid: Any) -> None:
+        """Do nothing: the keys are here."""
+
+    def read(self, claims: dict[str, Any], now: float) -> Claims:
+        """Return what the claims of a token that is proved say of the caller.
+
+        Raises:
+            UnauthenticatedError: They do not meet the rules, or are malformed.
+        """
+        return read_claims(claims, self.rules, now)
 
 
 def verify_token(token: str, key_set: KeySet, settings: TokenSettings, now: float) -> Claims:
