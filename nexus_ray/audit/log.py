@@ -20,7 +20,7 @@ from nexus_ray.audit.ports import Hold, Proof, RecordQuery
 from nexus_ray.audit.record import Entry, Record, check_entry
 from nexus_ray.audit.store import AuditStore, Database
 from nexus_ray.core.clock import Clock, SystemClock
-from nexus_ray.core.errors import NexusError, UnavailableError
+from nexus_ray.core.errors import DataLossError, NexusError, UnavailableError
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 
@@ -65,8 +65,14 @@ class DatabaseAuditLog:
         made = cls(settings, clock)
         try:
             made._store = await made._in_thread(lambda: _opened(connect, key, settings))
-        except BaseException:
+        except BaseException as error:
             made._thread.shutdown()
+            if isinstance(error, DataLossError):
+                metrics.count(
+                    "nexus_security_violations_total", violation_type="audit_tampered", severity="critical",
+                    source="audit",
+                )  # fmt: skip
+                log.error("audit.tampered", error=error.message)
             raise
         made._key = verifier_key(made._store.origin, key.public_key())
         made._begin(made._every(settings.checkpoint_s, made.checkpoint))

@@ -40,6 +40,10 @@ _ROWS = (
     Metric(
         "nexus_authz_decisions_total", "counter", ("resource_type", "operation", "decision"), "Authorization decisions"
     ),
+    Metric(
+        "nexus_security_violations_total", "counter", ("violation_type", "severity", "source"),
+        "Callers refused, and signs of tampering",
+    ),
     Metric("nexus_audit_records_total", "counter", ("result",), "Records of the audit log"),
     Metric("nexus_audit_batch_records", "histogram", (), "Records to a transaction of the audit log", SIZES),
     Metric("nexus_ledger_commits_total", "counter", ("result",), "Transactions of the ledger"),

@@ -1,0 +1,207 @@
+"""The auditor of one process: makes records of what happens at its doors and brings them to the log.
+
+Law: what changes something is written before it is done and its outcome after it; a refusal is only noted, for refusing
+must not cost more than accepting. Equal refusals of a moment become one record that counts them.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nexus_ray.audit.limits import AuditSettings
+from nexus_ray.audit.ports import AuditLog
+from nexus_ray.audit.record import Entry, Kind, Retention
+from nexus_ray.core.clock import Clock
+from nexus_ray.core.errors import NexusError, UnavailableError
+from nexus_ray.core.identity import Session
+from nexus_ray.core.ids import new_id
+from nexus_ray.observe import metrics
+from nexus_ray.observe.logs import get_logger
+
+log = get_logger("audit.auditor")
+
+_TEXT_CHARACTERS_MAX = 200  # Of what a caller wrote: a goal id that is none may be long.
+_VIOLATIONS = {"unauthenticated": ("authentication_failed", "medium"), "permission_denied": ("not_allowed", "low")}
+
+
+@dataclass(slots=True)
+class Scene:
+    """Where a request comes from, and the id that joins its records; made where it arrives."""
+
+    source: str = ""
+    trace: str = ""
+    request: str = ""
+
+    def request_id(self) -> str:
+        """Return the id of the request; most have no record and so need none."""
+        self.request = self.request or new_id("request")
+        return self.request
+
+
+_scene: ContextVar[Scene | None] = ContextVar("nexus_audit_scene", default=None)
+
+
+def arrive(scene: Scene) -> None:
+    """Say where the request comes from that this task serves."""
+    # A context variable, not an argument of every function: it does not leave the process that took the request in.
+    _scene.set(scene)
+
+
+class Auditor:
+    """Brings records to a log; used from one event loop only."""
+
+    def __init__(self, audit_log: AuditLog, settings: AuditSettings, clock: Clock, salt: bytes, door: str) -> None:
+        """`salt` is what names are hashed with where that is wanted; `door` is where this process lets people in."""
+        self.log = audit_log
+        self._settings = settings
+        self._clock = clock
+        self._salt = salt
+        self._door = door
+        self._noted: list[Entry] = []
+        self._refusals: dict[tuple[str, ...], tuple[Entry, int]] = {}
+        self._overflow = 0
+        self._flushing: asyncio.Task[None] | None = None
+        self.is_well = True
+        """Whether the last append went well; what cannot be written down is not begun."""
+
+    def entry(
+        self, session: Session | None, action: str, resource: str = "", *, kind: Kind = Kind.EVENT,
+        retention: Retention = Retention.CHANGE, operation: str = "", goal: str = "", trace: str = "",
+        decision: str = "allow", outcome: str = "", reason: str = "", facts: Mapping[str, Any] | None = None,
+    ) -> Entry:  # fmt: skip
+        """Make an entry of what this task's request does."""
+        scene = _scene.get() or Scene()
+        return Entry(
+            operation or new_id("op"), kind, self._clock.now(), action, retention,
+            principal=self.principal(session.principal) if session else "",
+            tenant=session.tenant if session else "", session=session.id if session else "",
+            source=self._masked(scene.source, self._settings.hash_sources), resource=resource[:_TEXT_CHARACTERS_MAX],
+            decision=decision, outcome=outcome, reason=reason, trace=trace or scene.trace, goal=goal,
+            request=scene.request_id(), facts=facts or {},
+        )  # fmt: skip
+
+    def principal(self, name: str) -> str:
+        """Return how somebody is called in the log."""
+        return self._masked(name, self._settings.hash_principals)
+
+    async def append(self, entries: Sequence[Entry]) -> list[int]:
+        """Write entries; they are on disk when this returns. What was noted goes with them.
+
+        Raises:
+            UnavailableError: They could not be written in time; nobody knows.
+        """
+        noted, self._noted = self._noted, []
+        try:
+            async with asyncio.timeout(self._settings.answer_s_max):
+                numbers = await self.log.append([*noted, *entries])
+        except TimeoutError:
+            self.is_well = False
+            self._noted = [*noted, *self._noted]
+            raise UnavailableError("the audit log does not answer; what is not written down is not done") from None
+        except BaseException as error:
+            self.is_well = self.is_well and not isinstance(error, NexusError)
+            self._noted = [*noted, *self._noted]  # Given twice, an entry stands once.
+            raise
+        self.is_well = True
+        return numbers[len(noted) :]
+
+    def note(self, entry: Entry) -> None:
+        """Have an entry written soon; nobody waits for it."""
+        if len(self._noted) >= self._settings.waiting_max:
+            log.error("audit.note_lost", action=entry.action, operation=entry.operation)
+            return
+        self._noted.append(entry)
+        self._flush_soon()
+
+    def refused(self, session: Session | None, action: str, resource: str, error: NexusError) -> None:
+        """Note that somebody was refused."""
+        violation, severity = _VIOLATIONS.get(error.code, ("other", "low"))
+        metrics.count(
+            "nexus_security_violations_total", violation_type=violation, severity=severity, source=self._door
+        )
+        scene = _scene.get() or Scene()
+        reason = str(error.details.get("reason", ""))
+        name = (session.principal if session else "", scene.source, action, resource, error.code, reason)
+        known = self._refusals.get(name)
+        if known is not None:
+            self._refusals[name] = known[0], known[1] + 1
+        elif len(self._refusals) < self._settings.refusals_max:
+            refusal = self.entry(
+                session, action, resource, retention=Retention.ACCESS, decision="deny", outcome=error.code,
+                reason=reason[:_TEXT_CHARACTERS_MAX],
+            )  # fmt: skip
+            self._refusals[name] = refusal, 1
+        else:
+            self._overflow += 1
+        self._flush_soon()
+
+    @contextlib.asynccontextmanager
+    async def change(
+        self, session: Session, action: str, resource: str = "", *, goal: str = "", trace: str = "",
+        retention: Retention = Retention.CHANGE, facts: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[None]:  # fmt: skip
+        """Stand around an operation: its intent is on disk before it begins, its outcome before it is acknowledged."""
+        intent = self.entry(
+            session, action, resource, kind=Kind.INTENT, goal=goal, trace=trace, retention=retention, facts=facts
+        )
+        await self.append([intent])
+        try:
+            yield
+        except BaseException as error:
+            # A caller that has gone took nothing back: what became of it nobody here knows.
+            self.note(self.outcome(intent, error.code if isinstance(error, NexusError) else "unknown"))
+            raise
+        await self.append([self.outcome(intent, "ok")])
+
+    def outcome(self, intent: Entry, outcome: str, **changes: Any) -> Entry:
+        """Return how an operation ended: all that its intent says, and that."""
+        return replace(intent, kind=Kind.OUTCOME, at=self._clock.now(), outcome=outcome, **changes)
+
+    async def flush(self) -> None:
+        """Write down what was noted."""
+        refusals, self._refusals = self._refusals, {}
+        overflow, self._overflow = self._overflow, 0
+        entries = [
+            replace(entry, facts={**entry.facts, "count": count}) if count > 1 else entry
+            for entry, count in refusals.values()
+        ]
+        if overflow:
+            entries.append(self.entry(
+                None, "audit:overflow", retention=Retention.ACCESS, decision="deny", facts={"count": overflow}
+            ))  # fmt: skip
+        self._noted += entries
+        if self._noted:
+            await self.append([])
+
+    async def close(self) -> None:
+        """Write down what was noted, as far as that can be done now."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.wait({self._flushing})
+        with contextlib.suppress(NexusError):
+            await self.flush()
+        await self.log.close()
+
+    def _flush_soon(self) -> None:
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_later(), name="audit flush")
+
+    async def _flush_later(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.flush_s)
+            try:
+                await self.flush()
+            except NexusError as error:
+                log.error("audit.flush_failed", error=error.message, waiting=len(self._noted))
+            if not self._noted and not self._refusals and not self._overflow:
+                return
+
+    def _masked(self, text: str, is_hashed: bool) -> str:
+        if not text or not is_hashed:
+            return text[:_TEXT_CHARACTERS_MAX]
+        return f"hmac-{hmac.digest(self._salt, text.encode(), hashlib.sha256)[:16].hex()}"
