@@ -20,6 +20,7 @@ from nexus_ray.core.errors import InvalidArgumentError
 from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.observe.operation import ObserveSettings
+from nexus_ray.security.settings import SecuritySettings
 from nexus_ray.security.tokens import TokenSettings
 
 _PREFIX = "NEXUS_"
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     observe: ObserveSettings = ObserveSettings()
     ledger: LedgerSettings = LedgerSettings()
     tokens: TokenSettings = TokenSettings()
+    security: SecuritySettings = SecuritySettings()
     agents: RunnerSettings = RunnerSettings()
     goals: CoordinatorSettings = CoordinatorSettings()
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)

@@ -73,7 +73,7 @@ class _Text(Response):
     media_type = "text/plain"
 
 
-def build_app(front: FrontDoor, settings: RuntimeSettings) -> FastAPI:
+def build_app(front: FrontDoor, settings: RuntimeSettings, public_url: str = "") -> FastAPI:
     """Return the application."""
     app = FastAPI(
         title="Nexus",
@@ -85,7 +85,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     problems.install(app)
-    app.add_middleware(Gate, front=front)
+    app.add_middleware(Gate, front=front, public_url=public_url)
     app.add_middleware(Edge, settings=settings)
     _submit_route(app, front, settings)
     batch_route(app, front, settings)

@@ -8,9 +8,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nexus_ray.api.problems import of_error
+from nexus_ray.audit.auditor import Scene, arrive
 from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import Session
+from nexus_ray.observe.traces import trace_id_of
 from nexus_ray.runtime.front import FrontDoor
+from nexus_ray.security.dpop import Shown
+from nexus_ray.security.fetch import is_loopback_url
 
 OPEN_PATHS = frozenset({"/health"})
 _SESSION = "nexus.session"
@@ -19,17 +23,19 @@ _SESSION = "nexus.session"
 class Gate:
     """Stands between the edge and the routes."""
 
-    def __init__(self, app: ASGIApp, front: FrontDoor) -> None:
+    def __init__(self, app: ASGIApp, front: FrontDoor, public_url: str = "") -> None:
         self._app = app
         self._front = front
+        self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a known caller through, and anybody to what is open."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
             await self._app(scope, receive, send)
             return
+        arrive(_scene(scope))
         try:
-            scope[_SESSION] = self._front.identify(_credential(scope))
+            scope[_SESSION] = await self._front.identify(*_presented(scope, self._public_url))
         except NexusError as error:
             if scope["type"] == "http":
                 await of_error(error)(scope, receive, send)
@@ -45,9 +51,39 @@ async def caller(request: Request) -> Session:
     return session
 
 
-def _credential(scope: Scope) -> str | None:
+def _scene(scope: Scope) -> Scene:
+    """Return where a request comes from: the other end of the connection, and never what a header claims."""
+    client = scope.get("client")
+    traceparent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), "")
+    return Scene(client[0] if client else "", trace_id_of(traceparent))
+
+
+def _presented(scope: Scope, public_url: str) -> tuple[str | None, Shown]:
+    """Return the credential of a request, and how it was presented."""
     found = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(found) != 1:
-        return None  # Of two, another server on the way may have looked at the other one.
+        return None, Shown()  # Of two, another server on the way may have looked at the other one.
     scheme, _, credential = found[0].decode("latin-1").partition(" ")
-    return credential.strip() if scheme.lower() == "bearer" else None
+    scheme = scheme.lower()
+    if scheme not in ("bearer", "dpop"):
+        return None, Shown()
+    proofs = tuple(value.decode("latin-1") for name, value in scope["headers"] if name == b"dpop")
+    if scheme == "bearer" and not proofs:
+        return credential.strip(), Shown()
+    shown = Shown(scheme, proofs, scope.get("method", ""), _address(scope, public_url))
+    return credential.strip(), shown
+
+
+def _address(scope: Scope, public_url: str) -> str:
+    """Return the address of a request as this fleet knows itself; what `Host` says is believed of loopback only.
+
+    Whoever tricked a client into a proof for his own server could present it here under his own name.
+    """
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    own = public_url.rstrip("/")
+    if not own:
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        own = f"{scope.get('scheme', 'http')}://{host}"
+        if not is_loopback_url(own):
+            return ""
+    return own + path.decode("latin-1").partition("?")[0]

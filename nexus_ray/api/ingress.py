@@ -60,13 +60,13 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             specs=Specs(app.agents, app.goals),
             ledger=open_ledger(settings, "gateway"),
             fleet=RayFleet(),
-            authenticator=Authenticator.from_folder(settings.state_dir, settings.tokens, clock),
+            authenticator=Authenticator.from_folder(settings.state_dir, settings.tokens, clock, settings.security),
             authorizer=Authorizer.from_folder(settings.state_dir),
             clock=clock,
             settings=settings.goals,
             trace_folder=settings.state_dir / "traces",
         )
-        made = build_app(front, settings.runtime)
+        made = build_app(front, settings.runtime, settings.security.public_url)
         # Where Serve has no proxy the replica listens itself.
         return made if has_proxy() else Listener(made, settings.runtime)
 

@@ -61,7 +61,9 @@ class DirectDoor:
     def __init__(self, process: HostProcess, settings: Settings) -> None:
         self._process = process
         self._settings = settings
-        self._authenticator = Authenticator.from_folder(settings.state_dir, settings.tokens, process.clock)
+        self._authenticator = Authenticator.from_folder(
+            settings.state_dir, settings.tokens, process.clock, settings.security
+        )
         self._authorizer = Authorizer.from_folder(settings.state_dir)
         self._callers: OrderedDict[str, _Caller] = OrderedDict()  # The one that was heard of last is last.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,7 +100,7 @@ class DirectDoor:
         goals: list[tuple[int, Goal]] = []
         for number, request in requests:
             try:
-                session = self._authenticator.authenticate(token)
+                session = await self._authenticator.identify(token)
                 self._authorizer.authorize(session, "goal:submit", request.type)
                 with observe("goal.submit") as operation:
                     goal = build_goal(

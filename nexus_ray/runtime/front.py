@@ -35,6 +35,7 @@ from nexus_ray.observe.traces import read_trace, trace_id_of
 from nexus_ray.runtime.intake import Intake, SubmitRequest, Verdict, build_goal
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
+from nexus_ray.security.dpop import Shown
 
 _FOLLOW_PAGE_ENTRIES = 1000
 _SPANS_LATE_S = 0.5
@@ -94,13 +95,13 @@ class FrontDoor:
         self._feed = ChangeFeed(ledger)
         self._intake = Intake(ledger, fleet)
 
-    def identify(self, credential: str | None) -> Session:
-        """Return who is calling.
+    async def identify(self, credential: str | None, shown: Shown | None = None) -> Session:
+        """Return who is calling; `shown` tells how the credential came.
 
         Raises:
             UnauthenticatedError: Nobody that we know.
         """
-        return self._authenticator.authenticate(credential)
+        return await self._authenticator.identify(credential, shown or Shown())
 
     async def submit(self, session: Session, request: SubmitRequest, traceparent: str = "") -> tuple[Acceptance, Goal]:
         """Accept a goal: when this returns, it is on disk. The goal returned is what was asked for.
