@@ -1,6 +1,6 @@
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from nexus_ray.core.clock import ManualClock
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.keys import SigningKey, load_or_create_issuer_key
 from nexus_ray.security.tokens import TokenSettings
+from tests.security.oidc_server import OidcServer, running
 
 NOW = 1_000_000.0
 Forge = Callable[..., str]
@@ -47,3 +48,9 @@ def forge(key: SigningKey) -> Forge:
         return f"{signed}.{b64(key.private.sign(signed.encode()))}"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[OidcServer]:
+    with running(request.config.cache.mkdir("oidc_server")) as found:
+        yield found

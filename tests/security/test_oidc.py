@@ -1,7 +1,6 @@
 """Access tokens of a real OpenID Connect provider, beside those of the local issuer."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,7 @@ from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.keys import load_or_create_issuer_key
 from nexus_ray.security.settings import OidcProvider, SecuritySettings
 from nexus_ray.security.tokens import TokenSettings, issue_token
-from tests.security.oidc_server import OidcServer, claims_of, running
-
-
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[OidcServer]:
-    with running(request.config.cache.mkdir("oidc_server")) as found:
-        yield found
+from tests.security.oidc_server import OidcServer, claims_of
 
 
 class Bench:
