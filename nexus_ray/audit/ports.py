@@ -11,8 +11,8 @@ from nexus_ray.audit.record import Entry, Record
 class RecordQuery:
     """Which records; a text that is empty matches all. `after` and `before` are numbers, neither included.
 
-    The newest come first, unless `is_oldest_first`. `is_open` finds intents without an outcome. `tenants` empty
-    matches all.
+    The newest come first, unless `is_oldest_first`. `is_open` finds intents without an outcome. `tenants` and
+    `tenants_not` empty match all.
     """
 
     goal: str = ""
@@ -21,6 +21,7 @@ class RecordQuery:
     decision: str = ""
     operation: str = ""
     tenants: tuple[str, ...] = ()
+    tenants_not: tuple[str, ...] = ()
     is_open: bool = False
     after: int = -1
     before: int = 2**62

@@ -173,9 +173,10 @@ class AuditStore:
                 values.append(value)
         if query.goal:
             conditions.append("goal <> ''")  # So that the index of goals serves.
-        if query.tenants:
-            conditions.append(f"tenant IN ({', '.join('?' * len(query.tenants))})")
-            values += query.tenants
+        for word, tenants in (("IN", query.tenants), ("NOT IN", query.tenants_not)):
+            if tenants:
+                conditions.append(f"tenant {word} ({', '.join('?' * len(tenants))})")
+                values += tenants
         if query.is_open:
             conditions.append("is_open = 1")
         text = f"SELECT seq, hash, body FROM audit_records WHERE {' AND '.join(conditions)} ORDER BY seq"
