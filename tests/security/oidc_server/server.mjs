@@ -11,22 +11,19 @@ let broken = false;
 let fetched = 0;
 
 function provider(number) {
-  const keys = ['P-256'].map((namedCurve) => {
-    const { privateKey } = generateKeyPairSync('ec', { namedCurve });
-    return { ...privateKey.export({ format: 'jwk' }), kid: `es-${number}`, use: 'sig', alg: 'ES256' };
-  });
-  const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
-  keys.push({ ...privateKey.export({ format: 'jwk' }), kid: `rs-${number}`, use: 'sig', alg: 'RS256' });
+  const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const keys = [{ ...privateKey.export({ format: 'jwk' }), kid: `es-${number}`, use: 'sig', alg: 'ES256' }];
   const made = new Provider(issuer, {
     jwks: { keys },
     cookies: { keys: ['for tests only'] },
     clients: [
       {
         client_id: 'robot', client_secret: 'robot-secret', grant_types: ['client_credentials'], redirect_uris: [],
-        response_types: [],
+        response_types: [], id_token_signed_response_alg: 'ES256',
       },
       {
         client_id: 'cli', token_endpoint_auth_method: 'none', application_type: 'native',
+        id_token_signed_response_alg: 'ES256',
         grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
         redirect_uris: ['http://127.0.0.1/callback'],
       },
@@ -39,6 +36,7 @@ function provider(number) {
       deviceFlow: { enabled: true },
       devInteractions: { enabled: true },
       dPoP: { enabled: true },
+      revocation: { enabled: true },
       resourceIndicators: {
         enabled: true,
         defaultResource: () => 'urn:nexus',
