@@ -21,6 +21,7 @@ from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.observe.operation import ObserveSettings
 from nexus_ray.security.settings import SecuritySettings
+from nexus_ray.security.revocation import RevocationSettings
 from nexus_ray.security.tokens import TokenSettings
 
 _PREFIX = "NEXUS_"
@@ -97,6 +98,7 @@ class Settings(BaseSettings):
     observe: ObserveSettings = ObserveSettings()
     ledger: LedgerSettings = LedgerSettings()
     tokens: TokenSettings = TokenSettings()
+    revocation: RevocationSettings = RevocationSettings()
     security: SecuritySettings = SecuritySettings()
     agents: RunnerSettings = RunnerSettings()
     goals: CoordinatorSettings = CoordinatorSettings()

@@ -195,7 +195,7 @@ class Activation:
 def wake(spec: AgentSpec, agent_id: AgentId, state: bytes) -> Any:
     """Make an agent from its stored state (JSON), or with a new one where there is none."""
     agent = spec.cls()
-    agent.id = agent_id
+    agent.id = agent_id.bare
     if spec.state is not None:
         agent.state = spec.state.decode(state, "state") if state else spec.state_type()
     return agent
@@ -204,7 +204,7 @@ def wake(spec: AgentSpec, agent_id: AgentId, state: bytes) -> Any:
 def task_of(order: TaskOrder, attempt: int, traceparent: str, effects: Effects) -> Task:
     """Return the order as the agent sees it."""
     headers = {**order.headers, "deadline": repr(order.deadline_at), "traceparent": traceparent}
-    return Task(order.goal_id, order.step_key, order.agent, attempt, headers, effects)
+    return Task(order.goal_id, order.step_key, order.agent.bare, attempt, headers, effects)
 
 
 def task_failure(agent: AgentId, error: BaseException) -> TaskFailedError:

@@ -65,6 +65,7 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             clock=clock,
             settings=settings.goals,
             trace_folder=settings.state_dir / "traces",
+            revocation=settings.revocation,
         )
         made = build_app(front, settings.runtime, settings.security.public_url)
         # Where Serve has no proxy the replica listens itself.

@@ -13,6 +13,7 @@ from nexus_ray.core.errors import InvalidArgumentError
 TYPE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}\Z")
 MAIN_TENANT = "main"  # Whose everything is that names no tenant.
 ALL_TENANTS = "*"
+_OF = "\x1f"  # Between a key and its tenant; no key that anybody gives may hold it (see `check_key`).
 KEY_CHARACTERS_MAX = 200  # A key ends up in URLs, logs and an index.
 
 
@@ -23,7 +24,21 @@ class AgentId(NamedTuple):
     key: str
 
     def __str__(self) -> str:
-        return f"{self.type}/{self.key}"
+        return f"{self.type}/{self.bare.key}"
+
+    def of(self, tenant: str) -> "AgentId":
+        """Return the agent of this name that is a tenant's own: no other tenant has a name for it."""
+        return self if tenant == MAIN_TENANT else AgentId(self.type, f"{self.key}{_OF}{tenant}")
+
+    @property
+    def bare(self) -> "AgentId":
+        """The name by which its tenant knows it."""
+        return AgentId(self.type, self.key.partition(_OF)[0])
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.key.partition(_OF)[2] or MAIN_TENANT
 
     @classmethod
     def parse(cls, text: str) -> "AgentId":

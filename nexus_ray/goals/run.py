@@ -145,6 +145,7 @@ class GoalRun:
             deadline_at=min(deadline_at, started_at + spec.timeout_s) if spec.timeout_s else deadline_at,
             headers={**self.goal.headers, "traceparent": self.traceparent},
             parent=self.goal.id,
+            tenant=self.goal.tenant,
         )
         outcome = await self._outcome(child)
         result = TaskResult(

@@ -126,7 +126,7 @@ class Team:
         order = TaskOrder(
             self.goal_id,
             step_key,
-            AgentId(spec.type, private_key(self.goal_id, key) if is_private else key),
+            AgentId(spec.type, private_key(self.goal_id, key) if is_private else key).of(self._run.goal.tenant),
             body,
             self._headers,
             deadline_at,

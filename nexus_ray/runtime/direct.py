@@ -25,6 +25,7 @@ from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.wire import register
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
+from nexus_ray.security.revocation import Revocations
 
 _EXCHANGES_PARKED_MAX = 2  # One waits at the host while the next brings goals; more would only be parked.
 _WAIT_S = 10.0
@@ -65,6 +66,7 @@ class DirectDoor:
             settings.state_dir, settings.tokens, process.clock, settings.security
         )
         self._authorizer = Authorizer.from_folder(settings.state_dir)
+        self._revocations = Revocations(process.ledger, settings.revocation, process.clock)
         self._callers: OrderedDict[str, _Caller] = OrderedDict()  # The one that was heard of last is last.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,6 +103,7 @@ class DirectDoor:
         for number, request in requests:
             try:
                 session = await self._authenticator.identify(token)
+                await self._revocations.check(session)
                 self._authorizer.authorize(session, "goal:submit", request.type)
                 with observe("goal.submit") as operation:
                     goal = build_goal(

@@ -7,23 +7,20 @@ Everything refuses unless it is allowed. It knows neither HTTP nor Ray.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import orjson
-
-from nexus_ray.agents.state import read_state
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import (
-    DataLossError,
     FailedPreconditionError,
     NexusError,
     NotFoundError,
     PermissionDeniedError,
     UnavailableError,
 )
-from nexus_ray.core.identity import AgentId, Session
-from nexus_ray.goals.feed import ChangeFeed
+from nexus_ray.core.identity import MAIN_TENANT, AgentId, Session
+from nexus_ray.goals.feed import ChangeFeed, News
 from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
 from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.limits import CoordinatorSettings
@@ -32,9 +29,12 @@ from nexus_ray.goals.spec import Specs
 from nexus_ray.observe import metrics
 from nexus_ray.observe.operation import flush, observe
 from nexus_ray.observe.traces import read_trace, trace_id_of
+from nexus_ray.runtime.access import Access
+from nexus_ray.runtime.agent_record import agent_record
 from nexus_ray.runtime.intake import Intake, SubmitRequest, Verdict, build_goal
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
+from nexus_ray.security.revocation import RevocationSettings
 from nexus_ray.security.dpop import Shown
 
 _FOLLOW_PAGE_ENTRIES = 1000
@@ -83,6 +83,7 @@ class FrontDoor:
         clock: Clock,
         settings: CoordinatorSettings,
         trace_folder: Path | None,
+        revocation: RevocationSettings | None = None,
     ) -> None:
         self._specs = specs
         self._ledger = ledger
@@ -94,14 +95,18 @@ class FrontDoor:
         self._trace_folder = trace_folder
         self._feed = ChangeFeed(ledger)
         self._intake = Intake(ledger, fleet)
+        self.access = Access(ledger, authorizer, clock, revocation)
 
     async def identify(self, credential: str | None, shown: Shown | None = None) -> Session:
         """Return who is calling; `shown` tells how the credential came.
 
         Raises:
-            UnauthenticatedError: Nobody that we know.
+            UnauthenticatedError: Nobody that we know, or somebody who may come in no more.
+            UnavailableError: Who may still come in is not known.
         """
-        return await self._authenticator.identify(credential, shown or Shown())
+        session = await self._authenticator.identify(credential, shown or Shown())
+        await self.access.check(session)
+        return session
 
     async def submit(self, session: Session, request: SubmitRequest, traceparent: str = "") -> tuple[Acceptance, Goal]:
         """Accept a goal: when this returns, it is on disk. The goal returned is what was asked for.
@@ -163,11 +168,12 @@ class FrontDoor:
             self._authorizer.authorize(session, "goal:read", goal_id)
         ends_at = self._clock.now() + wait_s
         pending = set(goal_ids)
-        async with self._feed.listen(*pending) as news:
+        async with self._listen(*pending) as news:
             looked_for = pending.copy()
             while True:
+                await self.access.check(session)
                 for record in await self._records(looked_for):
-                    if record.outcome is not None:
+                    if record.outcome is not None and session.sees(record.goal.tenant):
                         pending.discard(record.goal.id)
                         yield record
                 remaining_s = ends_at - self._clock.now()
@@ -187,11 +193,11 @@ class FrontDoor:
         """
         self._authorizer.authorize(session, "goal:cancel", goal_id)
         with observe("goal.cancel", attributes={"goal.id": goal_id}):
-            record = await self._record(goal_id)
+            record = await self._record(session, goal_id)
             (is_asked,) = await self._ledger.append(
                 "", [RequestCancel(goal_id, self._clock.now(), session.principal)]
             )
-            record = await self._record(goal_id)
+            record = await self._record(session, goal_id)
             if not is_asked:
                 raise FailedPreconditionError(f"goal {goal_id} has ended: {record.status}", status=record.status.value)
             await self._fleet.poke_cancel(record, session.principal)
@@ -200,7 +206,8 @@ class FrontDoor:
     async def questions(self, session: Session, after_seq: int, limit: int) -> list[tuple[int, Question]]:
         """Return what goals ask of people and nobody has answered, oldest first, each with its `seq`."""
         self._authorizer.authorize(session, "goal:read")
-        return [(entry.seq, question_of(entry)) for entry in await self._ledger.questions(after_seq, limit)]
+        entries = await self._ledger.questions(after_seq, limit, _of(session))
+        return [(entry.seq, question_of(entry)) for entry in entries]
 
     async def answer(
         self, session: Session, goal_id: str, key: str, approved: bool, comment: str
@@ -208,7 +215,7 @@ class FrontDoor:
         """Answer a question of a goal; see `answer_question` for what is refused."""
         self._authorizer.authorize(session, "goal:answer", goal_id)
         with observe("goal.answer", attributes={"goal.id": goal_id}):
-            record = await self._record(goal_id)
+            record = await self._record(session, goal_id)
             answered = await answer_question(self._ledger, record, session, key, approved, comment, self._clock.now())
             await self._fleet.poke([record.goal])
             return answered
@@ -224,27 +231,28 @@ class FrontDoor:
             NotFoundError: There is no such goal.
         """
         self._authorizer.authorize(session, "goal:read", goal_id)
-        return await self._record(goal_id)
+        return await self._record(session, goal_id)
 
     async def goals(self, session: Session, query: GoalQuery) -> list[GoalRecord]:
         """Return a page of goals, newest first."""
         self._authorizer.authorize(session, "goal:read")
-        return await self._ledger.goals(query)
+        return await self._ledger.goals(replace(query, tenant=_of(session)))
 
     async def journal(self, session: Session, goal_id: str, after_seq: int, limit: int) -> list[Entry]:
         """Return a goal's entries after `after_seq`."""
         self._authorizer.authorize(session, "goal:read", goal_id)
-        await self._record(goal_id)
+        await self._record(session, goal_id)
         return await self._ledger.journal(goal_id, after_seq, limit)
 
     async def wait(self, session: Session, goal_id: str, wait_s: float) -> GoalRecord:
         """Return the goal as soon as it has ended, or as it stands after `wait_s` seconds."""
         self._authorizer.authorize(session, "goal:read", goal_id)
         ends_at = self._clock.now() + wait_s
-        async with self._feed.listen(goal_id) as news:
+        async with self._listen(goal_id) as news:
             while True:
                 news.clear()
-                record = await self._record(goal_id)
+                await self.access.check(session)
+                record = await self._record(session, goal_id)
                 remaining_s = ends_at - self._clock.now()
                 if record.outcome is not None or remaining_s <= 0:
                     return record
@@ -257,10 +265,11 @@ class FrontDoor:
             NotFoundError: There is no such goal.
         """
         self._authorizer.authorize(session, "goal:read", goal_id)
-        await self._record(goal_id)
-        async with self._feed.listen(goal_id) as news:
+        await self._record(session, goal_id)
+        async with self._listen(goal_id) as news:
             while True:
                 news.clear()
+                await self.access.check(session)
                 entries = await self._ledger.journal(goal_id, after_seq, _FOLLOW_PAGE_ENTRIES)
                 for entry in entries:
                     yield entry
@@ -268,7 +277,7 @@ class FrontDoor:
                     if entry.kind is EntryKind.FINISHED:
                         return
                 if not entries:
-                    record = await self._record(goal_id)
+                    record = await self._record(session, goal_id)
                     if record.outcome is not None and not await self._ledger.journal(goal_id, after_seq, 1):
                         return  # The reader has seen the end before.
                     await _until(news, _LOOK_AGAIN_S)
@@ -276,7 +285,7 @@ class FrontDoor:
     async def trace(self, session: Session, goal_id: str) -> list[dict[str, Any]]:
         """Return the spans of a goal, oldest first; empty where it was not sampled."""
         self._authorizer.authorize(session, "trace:read", goal_id)
-        record = await self._record(goal_id)
+        record = await self._record(session, goal_id)
         if self._trace_folder is None:
             return []
         await asyncio.to_thread(flush)  # A collector that does not answer would hold up everybody here.
@@ -291,7 +300,8 @@ class FrontDoor:
     async def agents(self, session: Session, limit: int) -> list[dict[str, Any]]:
         """Return active agents."""
         self._authorizer.authorize(session, "agent:read")
-        return await self._fleet.agents(limit)
+        found = await self._fleet.agents(limit)
+        return [agent for agent in found if session.sees(agent.pop("tenant"))]
 
     async def agent(self, session: Session, agent: AgentId) -> dict[str, Any]:
         """Return what an agent has on record.
@@ -300,25 +310,7 @@ class FrontDoor:
             NotFoundError: There is no such agent type. Every key of a type exists.
         """
         self._authorizer.authorize(session, "agent:read", str(agent))
-        spec = self._specs.agents.get(agent.type)
-        if spec is None:
-            raise NotFoundError(f"there is no agent type {agent.type!r}")
-        found: dict[str, Any] = {
-            "agent": str(agent), "type": agent.type, "key": agent.key, "is_durable": spec.state is not None,
-            "state": None, "quarantine": None,
-        }  # fmt: skip
-        try:
-            stored = await self._ledger.agent_state(agent)
-            if stored is not None:
-                found["state"] = {
-                    "version": stored.version, "schema_version": stored.schema, "bytes": len(stored.body),
-                    "body": _readable(stored.body),
-                }  # fmt: skip
-                if spec.state is not None:
-                    read_state(spec, stored)
-        except DataLossError as error:
-            found["quarantine"] = error.message
-        return found
+        return await agent_record(self._specs, self._ledger, agent, session.home)
 
     async def hosts(self, session: Session) -> list[dict[str, Any]]:
         """Return the hosts."""
@@ -333,6 +325,8 @@ class FrontDoor:
             FailedPreconditionError: Nobody would be left.
         """
         self._authorizer.authorize(session, "host:drain", target)
+        if not session.sees(MAIN_TENANT):  # The hosts are everybody's.
+            raise PermissionDeniedError("not allowed", action="host:drain", reason="hosts_are_of_all_tenants")
         with observe("host.drain", log=True, attributes={"nexus.target": target, "nexus.is_undone": is_undone}):
             return await self._fleet.drain(target, is_undone)
 
@@ -369,10 +363,18 @@ class FrontDoor:
         """Take no more goals, and stop listening for changes."""
         await self._intake.close()
         await self._feed.close()
+        await self.access.close()
 
-    async def _record(self, goal_id: str) -> GoalRecord:
+    @contextlib.asynccontextmanager
+    async def _listen(self, *goal_ids: str) -> AsyncIterator[News]:
+        """Give an event for news of goals, and of who may still come in."""
+        async with self._feed.listen(*goal_ids) as news:
+            with self.access.revocations.waking(news):
+                yield news
+
+    async def _record(self, session: Session, goal_id: str) -> GoalRecord:
         record = await self._ledger.goal(goal_id)
-        if record is None:
+        if record is None or not session.sees(record.goal.tenant):  # Another tenant's is as if it were not there.
             raise NotFoundError(f"there is no goal {goal_id[:80]!r}")
         return record
 
@@ -383,12 +385,9 @@ class FrontDoor:
         return [record for record in found if record is not None]
 
 
-def _readable(body: bytes) -> Any:
-    """Return JSON as its value, and what is none as text: a state is shown however broken it is."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return body.decode(errors="replace")
+def _of(session: Session) -> str:
+    """Return whose goals a caller sees: those of one tenant, or all."""
+    return "" if session.sees_all else session.tenant
 
 
 async def _until(event: asyncio.Event, wait_s: float) -> None:

@@ -72,6 +72,7 @@ def build_goal(
         deadline_at=deadline.at,
         headers=CallContext(session, deadline, traceparent).to_headers(),
         idempotency_key=key,
+        tenant=session.home,
     )
 
 

@@ -55,6 +55,7 @@ class HostProcess:
         self._settings = settings
         self.clock = clock or SystemClock()
         self.specs = Specs(app.agents, app.goals)
+        self.ledger = ledger
         self.stream = WriteStream(ledger, host, self.clock)
         self.runner = AgentRunner(
             app.agents, host=host, recorder=self.stream, clock=self.clock, settings=settings.agents, isolation=isolation
@@ -179,7 +180,8 @@ class HostProcess:
             {
                 "agent": str(agent),
                 "type": agent.type,
-                "key": agent.key,
+                "key": agent.bare.key,
+                "tenant": agent.tenant,
                 "host": self.host,
                 "running": running,
                 "waiting": waiting,

@@ -16,7 +16,8 @@ from nexus_ray.observe import metrics
 
 ACTIONS = (
     "goal:submit", "goal:read", "goal:cancel", "goal:answer", "goal_type:read", "agent:read", "host:read", "host:drain",
-    "metrics:read", "trace:read",
+    "metrics:read", "trace:read", "session:read", "session:revoke", "identity:read", "identity:suspend",
+    "identity:restore",
 )  # fmt: skip
 _FILE = "roles.toml"
 _DEFAULT = """\
@@ -24,7 +25,9 @@ _DEFAULT = """\
 [roles]
 reader = ["goal:read", "goal_type:read", "agent:read", "host:read", "metrics:read", "trace:read"]
 approver = ["goal:read", "goal:answer"]
-operator = ["goal:*", "goal_type:*", "agent:*", "host:*", "metrics:*", "trace:*"]
+operator = [
+  "goal:*", "goal_type:*", "agent:*", "host:*", "metrics:*", "trace:*", "session:*", "identity:*",
+]
 """
 _GRANT = re.compile(r"[a-z_]+:([a-z_]+|\*)\Z")
 

@@ -57,6 +57,14 @@ def make_app() -> nexus.App:
         return request
 
     @app.goal
+    async def count(request: int, team: nexus.Team) -> int:
+        return await team.ask("tally", request)
+
+    @app.goal
+    async def nested(request: Any, team: nexus.Team) -> Any:
+        return await team.goal("echo", request)
+
+    @app.goal
     async def forever(request: Any, team: nexus.Team) -> Any:
         await asyncio.Event().wait()
 
@@ -81,12 +89,12 @@ class Door:
     app: Any
     folder: Path
 
-    def token(self, *roles: str, name: str = "ada") -> str:
+    def token(self, *roles: str, name: str = "ada", tenant: str = "main") -> str:
         key = load_or_create_issuer_key(self.folder)
-        return issue_token(key, TokenSettings(), name, roles, 600.0, time.time())
+        return issue_token(key, TokenSettings(), name, roles, 600.0, time.time(), tenant=tenant)
 
-    def client(self, *roles: str, name: str = "ada") -> httpx2.AsyncClient:
-        headers = {"Authorization": f"Bearer {self.token(*roles, name=name)}"} if roles else {}
+    def client(self, *roles: str, name: str = "ada", tenant: str = "main") -> httpx2.AsyncClient:
+        headers = {"Authorization": f"Bearer {self.token(*roles, name=name, tenant=tenant)}"} if roles else {}
         transport = httpx2.ASGITransport(app=self.app)
         return httpx2.AsyncClient(transport=transport, base_url="http://fleet", headers=headers)
 

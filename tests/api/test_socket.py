@@ -25,6 +25,7 @@ async def listening(door: Door) -> AsyncIterator[int]:
     config = uvicorn.Config(door.app, lifespan="off", ws="none", log_config=None, access_log=False)
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
+    await door.front.access.revocations.look()  # So that the first request is taken in without a wait.
     while not server.started:
         await asyncio.sleep(0)
     try:

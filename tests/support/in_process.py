@@ -96,7 +96,8 @@ class InProcessFleet:
 
     async def agents(self, limit: int) -> list[dict[str, Any]]:
         return [
-            {"agent": str(agent), "type": agent.type, "key": agent.key, "host": name, "running": r, "waiting": w}
+            {"agent": str(agent), "type": agent.type, "key": agent.bare.key, "tenant": agent.tenant, "host": name,
+             "running": r, "waiting": w}
             for name, host in self.hosts_by_name.items()
             for agent, r, w in host.runner.active(limit)
         ]
