@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from nexus_ray.agents.runner import RunnerSettings
+from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.core.errors import InvalidArgumentError
 from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.observe.operation import ObserveSettings
-from nexus_ray.security.settings import SecuritySettings
 from nexus_ray.security.revocation import RevocationSettings
+from nexus_ray.security.settings import SecuritySettings
 from nexus_ray.security.tokens import TokenSettings
 
 _PREFIX = "NEXUS_"
@@ -64,6 +65,11 @@ class RuntimeSettings(BaseModel):
     """Start Ray's dashboard, on loopback and behind Ray's token; `ray job submit` needs it."""
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
     """Port of Ray's dashboard; Ray's own default."""
+    ray_tls_folder: Path | None = None
+    """Folder of `tls.crt`, `tls.key` and `ca.crt`, as cert-manager mounts them, that Ray's processes show each other; a
+    certificate that is good on this machine only, from the state folder, where not given."""
+    ray_metrics: bool = False
+    """Open the ports of Ray's own metrics, which ask nobody for credentials; those of Nexus are at `/metrics`."""
     tls_cert: Path | None = None
     """Certificate chain of the front door, PEM."""
     tls_key: Path | None = None
@@ -97,9 +103,10 @@ class Settings(BaseSettings):
     """Where keys, ledger, traces and logs are kept. Not in a settings file: clients look in the environment only."""
     observe: ObserveSettings = ObserveSettings()
     ledger: LedgerSettings = LedgerSettings()
+    audit: AuditSettings = AuditSettings()
     tokens: TokenSettings = TokenSettings()
-    revocation: RevocationSettings = RevocationSettings()
     security: SecuritySettings = SecuritySettings()
+    revocation: RevocationSettings = RevocationSettings()
     agents: RunnerSettings = RunnerSettings()
     goals: CoordinatorSettings = CoordinatorSettings()
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)

@@ -19,9 +19,10 @@ from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
 from nexus_ray.runtime.isolation import RayIsolation
 from nexus_ray.runtime.items import Item
-from nexus_ray.runtime.peer import PeerCarrier, socket_folder
+from nexus_ray.runtime.peer import PeerCarrier
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
+from nexus_ray.runtime.state import socket_folder
 from nexus_ray.runtime.streams import Streams
 from nexus_ray.runtime.which_ledger import open_ledger
 from nexus_ray.runtime.wire import Methods, WireServer

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus_ray.agents.task import AgentState
+from nexus_ray.audit.log import DatabaseAuditLog
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.identity import AgentId
@@ -17,9 +18,11 @@ from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.goals.marks import Mark
+from nexus_ray.runtime.audit_link import open_audit_file
 from nexus_ray.runtime.boot import configure_process, settle_down
 from nexus_ray.runtime.names import LEDGER
-from nexus_ray.runtime.peer import Peer, socket_folder
+from nexus_ray.runtime.peer import Peer
+from nexus_ray.runtime.state import socket_folder
 from nexus_ray.runtime.wire import WireClient, WireServer
 
 _TRIES = 40  # With the pauses below some 10 s: longer than a killed ledger process takes to be back.
@@ -27,23 +30,32 @@ _PAUSE_S = 0.25
 
 
 class LedgerActor:
-    """Owns the embedded ledger."""
+    """Owns the embedded ledger, and the audit log beside it."""
 
     def __init__(self, settings: Settings) -> None:
         configure_process(settings, "ledger")
         self._settings = settings
         self._ledger: SqliteLedger | None = None
+        self._audit: DatabaseAuditLog | None = None
         self._opening = asyncio.Lock()
         # Not the method itself: Ray wraps those of actors, and the wrapper costs as much as the call.
-        self._wire = WireServer(ledger_socket(settings), {"call": lambda *call: _call(self._open, *call)})
+        self._wire = WireServer(ledger_socket(settings), {
+            "call": lambda *call: _call(self._open, *call), "audit": lambda *call: _call(self._open_audit, *call),
+        })  # fmt: skip
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call one method of the port."""
         return await _call(self._open, method, *arguments)
 
+    async def audit(self, method: str, *arguments: Any) -> Any:
+        """Call one method of the audit log."""
+        return await _call(self._open_audit, method, *arguments)
+
     async def stop(self) -> None:
-        """Close the ledger."""
+        """Close the ledger and the audit log."""
         await self._wire.close()
+        if self._audit is not None:
+            await self._audit.close()
         if self._ledger is not None:
             await self._ledger.close()
 
@@ -59,9 +71,18 @@ class LedgerActor:
                 settle_down()
         return self._ledger
 
+    async def _open_audit(self) -> DatabaseAuditLog:
+        if self._audit is not None:
+            return self._audit
+        await self._open()  # Only who owns the ledger owns the audit log.
+        async with self._opening:
+            if self._audit is None:
+                self._audit = await open_audit_file(self._settings)
+        return self._audit
 
-async def _call(open_ledger: Callable[[], Awaitable[SqliteLedger]], method: str, *arguments: Any) -> Any:
-    return await getattr(await open_ledger(), method)(*arguments)
+
+async def _call(open_log: Callable[[], Awaitable[Any]], method: str, *arguments: Any) -> Any:
+    return await getattr(await open_log(), method)(*arguments)
 
 
 def ledger_socket(settings: Settings) -> Path:

@@ -6,6 +6,7 @@ Law: everything that can be refused is refused before anything is started; all o
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
 from nexus_ray.runtime.names import NAMESPACE
+from nexus_ray.runtime.state import socket_folder
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HOSTS_READY_S = 60.0
@@ -54,6 +56,16 @@ def _check_port(name: str, host: str, port: int, flag: str) -> None:
         raise FailedPreconditionError(told) from None
 
 
+# Ray's metrics are open to whoever reaches their ports. One switch closes those of the nodes; the autoscaler's and the
+# dashboard's have none, but both do without where their port cannot be had, and this one cannot.
+_NO_RAY_METRICS = {
+    "RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1",
+}  # fmt: skip
+_RAY_SESSIONS_KEPT = 2  # Ray's logs of the last runs: what a crash left there is still to be read.
+# Such as ray/session_2026-01-31_23-59-59_123456_4194304/sockets/dash_MetricsHead.
+_RAY_SOCKET_CHARACTERS = 80
+
+
 def ray_environment(settings: Settings) -> dict[str, str]:
     """Return what Ray and its workers read from the environment: loopback only, tokens on, and where Nexus's state is.
 
@@ -62,10 +74,19 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     folder = settings.state_dir.absolute()
     paths = [os.getcwd(), *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
     binaries = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
+    closed = {} if settings.runtime.ray_metrics else _NO_RAY_METRICS
     return {
+        **closed,
+        # Ray lets everybody on the machine write to its folder; this one stands in a folder that lets nobody in.
+        "RAY_TMPDIR": str(socket_folder(settings.state_dir, _RAY_SOCKET_CHARACTERS)),
         # Ray binds every port to all interfaces unless told that this is a desktop machine.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
+        # A token is asked for by Ray's own methods only. Who shows no certificate gets no further than the handshake:
+        # not to what gRPC brings along, nor to a method that ends the raylet before it looks for a token.
+        "RAY_USE_TLS": "1",
+        **ray_tls(settings),
+        "GRPC_VERBOSITY": "NONE",  # It would tell whoever has the fleet in a terminal of every stranger that knocks.
         "RAY_AUTH_TOKEN_PATH": str(folder / "ray_token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         # What goes to stderr is for the person who typed `nexus up`; Serve's lines are in Ray's session folder.
@@ -84,6 +105,17 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     }
 
 
+def ray_tls(settings: Settings) -> dict[str, str]:
+    """Return the files of the certificate that Ray's processes show each other."""
+    own = settings.state_dir.absolute() / "ray_tls.pem"
+    mounted = settings.runtime.ray_tls_folder
+    return {
+        "RAY_TLS_SERVER_CERT": str(mounted / "tls.crt" if mounted else own),
+        "RAY_TLS_SERVER_KEY": str(mounted / "tls.key" if mounted else own),
+        "RAY_TLS_CA_CERT": str(mounted / "ca.crt" if mounted else own),
+    }
+
+
 def set_environment(settings: Settings) -> None:
     """Set `ray_environment` for this process and those it starts; must come before ray is imported."""
     os.environ.update(ray_environment(settings))
@@ -91,6 +123,10 @@ def set_environment(settings: Settings) -> None:
     os.environ.pop("RAY_ADDRESS", None)
     for leftover in (settings.state_dir / "metrics").glob("*.db"):
         leftover.unlink()
+    folder = Path(os.environ["RAY_TMPDIR"], "ray")
+    folder.mkdir(mode=0o700, exist_ok=True)  # Ray makes it only where it is to hold a node.
+    for session in sorted(folder.glob("session_2*"), key=lambda path: path.name)[:-_RAY_SESSIONS_KEPT]:
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def start_ray(settings: Settings) -> None:

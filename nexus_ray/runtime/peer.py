@@ -6,9 +6,6 @@ What the far side raised on purpose comes back as it was, everything else is `Un
 """
 
 import asyncio
-import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -17,7 +14,7 @@ from typing import Any
 
 import ray
 
-from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
+from nexus_ray.core.errors import UnavailableError
 from nexus_ray.goals.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.runtime.items import Item
@@ -31,28 +28,9 @@ _DIAL_WAIT_S = 0.1  # A handshake takes 5 ms; whoever has waited this long goes 
 _DIAL_AGAIN_S = 0.25  # After nobody answered; doubled each time, so that a wall between machines costs next to nothing.
 _DIAL_AGAIN_S_MAX = 8.0
 _ANSWER_S = 15.0  # A host takes a parcel in at once; one that hangs has been replaced by then.
-_PATH_BYTES_MAX = 100  # The kernel takes 107 for the whole path of a socket.
-_NAME_CHARACTERS_MAX = 40
 
 Dial = Callable[[], Awaitable[WireClient]]
 """Connects, or raises `UnavailableError`."""
-
-
-def socket_folder(state_dir: Path) -> Path:
-    """Return the folder of a fleet's sockets; make it, closed to others, where it is not there.
-
-    Raises:
-        FailedPreconditionError: The folder belongs to somebody else.
-    """
-    folder = state_dir.absolute() / "run"
-    if len(os.fsencode(folder)) + 1 + _NAME_CHARACTERS_MAX > _PATH_BYTES_MAX:
-        name = hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()
-        folder = Path(tempfile.gettempdir()) / f"nexus-{os.getuid()}-{name}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077 or not folder.is_dir():
-        raise FailedPreconditionError(f"others have a hand in {folder}: remove it, and it is made anew")
-    return folder
 
 
 class Peer:

@@ -4,20 +4,25 @@ Law: made once, with mode 0700 and files of 0600; one fleet at a time holds its 
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import SystemClock
-from nexus_ray.core.errors import AlreadyExistsError
+from nexus_ray.core.errors import AlreadyExistsError, FailedPreconditionError
 from nexus_ray.runtime.boot import FOLDERS
 from nexus_ray.security.authz import ensure_role_file
+from nexus_ray.security.certificates import make_certificate
 from nexus_ray.security.keys import load_or_create_issuer_key
 from nexus_ray.security.tokens import issue_token
 
+_PATH_BYTES_MAX = 100  # The kernel takes 107 for the whole path of a socket.
+_NAME_CHARACTERS_MAX = 40
 _OPERATOR_TOKEN_S = 30 * 86_400 - 3600  # Under the longest that tokens may live; made anew at each start.
 
 
@@ -35,6 +40,28 @@ def prepare_state(settings: Settings) -> None:
     ray_token = folder / "ray_token"
     if not ray_token.exists():
         write_private(ray_token, secrets.token_hex(32))
+    ray_tls = folder / "ray_tls.pem"
+    if not ray_tls.exists():
+        write_private(ray_tls, make_certificate("nexus-ray", ("127.0.0.1", "::1", "localhost"))[1].decode())
+
+
+def socket_folder(state_dir: Path, name_characters: int = _NAME_CHARACTERS_MAX) -> Path:
+    """Return the folder of a fleet's sockets; make it, closed to others, where it is not there.
+
+    It is `run` in the state folder, unless names of so many characters made the path too long there for a socket.
+
+    Raises:
+        FailedPreconditionError: The folder belongs to somebody else.
+    """
+    folder = state_dir.absolute() / "run"
+    if len(os.fsencode(folder)) + 1 + name_characters > _PATH_BYTES_MAX:
+        name = hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()
+        folder = Path(tempfile.gettempdir()) / f"nexus-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 or not folder.is_dir():
+        raise FailedPreconditionError(f"others have a hand in {folder}: remove it, and it is made anew")
+    return folder
 
 
 def write_operator_token(settings: Settings) -> None:

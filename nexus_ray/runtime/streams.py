@@ -16,18 +16,13 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.wire import Methods, ServerSide, WireClient
+from nexus_ray.security.certificates import make_certificate
 
 log = get_logger("runtime.streams")
 
@@ -43,7 +38,7 @@ class Streams:
     """This host's end of all streams: where it listens, whom it lets in, whom it dials; on one event loop only."""
 
     def __init__(self, host: str) -> None:
-        self.certificate, self._secret = _make_certificate(host)
+        self.certificate, self._secret = make_certificate(host)
         self.address = ""
         self._welcome: dict[bytes, str] = {}  # Host by certificate, DER.
         self._trusted: list[str] = []
@@ -174,31 +169,6 @@ def _shown(transport: asyncio.Transport) -> bytes | None:
     tls = transport.get_extra_info("ssl_object")
     certificate: bytes | None = None if tls is None else tls.getpeercert(binary_form=True)
     return certificate
-
-
-def _make_certificate(host: str) -> tuple[str, bytes]:
-    """Return a new certificate, and it and its key in one PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))  # RFC 5280, 4.1.2.5: no end is known.
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return certificate.decode(), secret + certificate
 
 
 @contextlib.contextmanager

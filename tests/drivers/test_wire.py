@@ -17,7 +17,7 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.goal import Claim, GoalStatus, Outcome, RequestCancel
 from nexus_ray.runtime import wire
 from nexus_ray.runtime.items import Cancel, Forget, Parcel, Reply, Request
-from nexus_ray.runtime.peer import socket_folder
+from nexus_ray.runtime.state import socket_folder
 from nexus_ray.runtime.wire import WireClient, WireServer
 
 ORDER = TaskOrder("goal-1", "step-1", AgentId("reader", "a"), b'{"n":1}', {"traceparent": ""}, 12.5, True)
