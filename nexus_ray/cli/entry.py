@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nexus_ray.cli import demo, doctor, env, fleet, goal, ledger, node, questions, safekeeping, token
+from nexus_ray.cli import demo, doctor, env, fleet, goal, ledger, login, node, questions, safekeeping, token
 from nexus_ray.cli.exits import Verbs
 from nexus_ray.cli.show import print_json
 
@@ -22,6 +22,8 @@ app.command()(fleet.up)
 app.command()(fleet.down)
 app.command()(fleet.status)
 app.command()(env.env)
+app.command()(login.login)
+app.command()(login.logout)
 app.command()(demo.demo)
 goal.verbs.command()(questions.questions)
 goal.verbs.command()(questions.answer)

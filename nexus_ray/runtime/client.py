@@ -29,7 +29,7 @@ from nexus_ray.core.errors import (
 )
 from nexus_ray.core.ids import new_id
 from nexus_ray.runtime.answers import is_problem, jsonable, outcome_error, problem
-from nexus_ray.runtime.fleet_file import is_running, read_fleet_file, read_token, state_folder
+from nexus_ray.runtime.fleet_file import is_running, read_fleet_file, state_folder, token_for
 
 _TRIES_MAX = 4
 _TRIES_MAX_ONCE_UP = 8  # With the pauses some 15 s: a front door that was there before is there again by then.
@@ -45,7 +45,8 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 def connect(url: str | None = None, token: str | None = None, state_dir: str | Path | None = None) -> "Connection":
     """Find a fleet and return a connection to it.
 
-    Arguments come first, then the variables `NEXUS_URL` and `NEXUS_TOKEN`, then the state folder.
+    Arguments come first, then the variables `NEXUS_URL` and `NEXUS_TOKEN`, then the state folder: the log-in to that
+    fleet, else the operator's token.
 
     Raises:
         UnavailableError: No fleet is known or up.
@@ -64,10 +65,7 @@ def connect(url: str | None = None, token: str | None = None, state_dir: str | P
         url = fleet.url
     is_ours = fleet is not None and url.rstrip("/") == fleet.url.rstrip("/")
     if token is None:
-        if not is_ours:
-            # The operator's token is for the fleet beside it; another address never gets to see it.
-            raise UnauthenticatedError(f"no token for {url}: set NEXUS_TOKEN (`nexus token create` makes one)")
-        token = read_token(folder / "token")
+        token = token_for(folder, url, is_ours, SystemClock().now())
     return Connection(url, token, ca=fleet.ca if fleet is not None and is_ours else None)
 
 
