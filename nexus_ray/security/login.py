@@ -4,6 +4,8 @@ Law: who may come in is said by the outside, what they may do by the tables here
 grants nothing, and whoever has no role at all is refused like everybody else.
 """
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nexus_ray.security.jose import refused
 
+_PLAIN = re.compile(r"[!#-%(-;=?-~]+\Z")  # These end up in XML, where a quote would end the attribute.
 PRINCIPAL_CHARACTERS_MAX = 190  # A token's principal has 200, and the provider's name goes before it.
 
 
@@ -71,9 +74,63 @@ class LdapSettings(BaseModel):
         return self
 
 
+class SamlSettings(BaseModel):
+    """An identity provider whose users may log in by browser; none if `entity_id` is empty."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entity_id: str = ""
+    """What this fleet is called at the identity provider; the audience of its assertions."""
+    acs_url: str = ""
+    """Where its answers are sent, to the letter: the front door's address and `/v1/saml/acs`."""
+    idp_entity_id: str = ""
+    """What the identity provider is called."""
+    idp_url: str = ""
+    """Where browsers are sent to log in (HTTP-Redirect binding); https, or http on this machine."""
+    idp_certificates: tuple[Path, ...] = ()
+    """Certificates of the keys that sign, PEM; two while the provider changes its key."""
+    name_attribute: str = ""
+    """The attribute that becomes the principal; the NameID if not set, which then must not be transient."""
+    groups_attribute: str = "groups"
+    """The attribute with the groups."""
+    roles: dict[str, tuple[str, ...]] = {}
+    """Roles here by the group's name; what stands not here grants nothing."""
+    tenant: str = Field(default="main", min_length=1)
+    """The tenant of all of its users."""
+    leeway_s: float = Field(default=30.0, ge=0, le=180)
+    """Clock skew that is forgiven; the library forgives 300 s, so no more may be asked for."""
+    request_s: float = Field(default=600.0, gt=0, le=3600)
+    """How long somebody may take to log in."""
+    assertion_age_s: float = Field(default=300.0, gt=0, le=3600)
+    """How old an assertion may be."""
+    response_bytes_max: int = Field(default=128 * 1024, ge=1024)
+    """Largest answer in base64; some hundred groups are 20 KiB."""
+    concurrent_max: int = Field(default=4, ge=1, le=64)
+    """Answers that are checked at one time, a thread each; more are refused."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SamlSettings":
+        if not self.entity_id:
+            return self
+        texts = (self.entity_id, self.acs_url, self.idp_entity_id, self.idp_url)
+        if not all(_PLAIN.match(text) for text in texts):
+            raise ValueError("entity_id, acs_url, idp_entity_id and idp_url are addresses without spaces or quotes")
+        for url in (self.acs_url, self.idp_url):
+            parts = urlsplit(url)
+            is_here = parts.hostname in ("127.0.0.1", "localhost", "::1")
+            if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_here)):
+                raise ValueError(f"{url!r} is not https, and http is for this machine only")
+        if not self.idp_certificates or not self.roles:
+            raise ValueError("idp_certificates say whose signature is believed, and roles what users may do")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class LogIn:
-    """Who was checked: `provider` and `method` say by whom and how, `authenticated_at` when, in wall-clock seconds."""
+    """Who was checked: `provider` and `method` say by whom and how, `authenticated_at` when, in wall-clock seconds.
+
+    `ends_at` is when the provider's own session ends, if it said so.
+    """
 
     provider: str
     method: str
@@ -83,6 +140,7 @@ class LogIn:
     authenticated_at: float
     acr: str = ""
     amr: tuple[str, ...] = ()
+    ends_at: float = math.inf
 
 
 def principal_of(provider: str, name: str) -> str:
