@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from nexus_ray.api import problems
 from nexus_ray.api.agents import agent_routes
+from nexus_ray.api.audit import audit_routes
 from nexus_ray.api.batch import batch_route
 from nexus_ray.api.gate import Gate, caller
 from nexus_ray.api.hosts import host_routes
@@ -94,6 +95,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings, public_url: str = "")
     _history_routes(app, front)
     agent_routes(app, front)
     host_routes(app, front)
+    audit_routes(app, front)
     _fleet_routes(app, front)
     _service_routes(app, front)
     return app

@@ -203,7 +203,7 @@ def _holding(app: FastAPI, front: FrontDoor) -> None:
         "/v1/audit/holds/{name}",
         tags=["audit"],
         openapi_extra={**needs("audit:hold"), "requestBody": _body(HoldBody, _HOLD)},
-        responses={200: answer(HoldAnswer, "Held.", _HOLD), **refusals(403, 409, 422)},
+        responses={200: answer(HoldAnswer, "Held.", _HOLD), **refusals(403, 404, 409, 422)},
     )
     async def audit_hold(request: Request, session: Caller, name: HoldName) -> Response:
         """Keep records in clear whatever their age, until the hold is released."""

@@ -21,6 +21,7 @@ from nexus_ray.app import load_app
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.goals.spec import Specs
+from nexus_ray.runtime.audit_link import open_auditor
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.fleet import RayFleet, ensure_control_plane
 from nexus_ray.runtime.front import FrontDoor
@@ -65,6 +66,7 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             clock=clock,
             settings=settings.goals,
             trace_folder=settings.state_dir / "traces",
+            auditor=open_auditor(settings, "gateway", clock),
             revocation=settings.revocation,
         )
         made = build_app(front, settings.runtime, settings.security.public_url)

@@ -26,7 +26,7 @@ def submit_batch(fleet: Connection, lines: Sequence[bytes]) -> Iterator[dict[str
     """
     begun = 0
     for some in _pieces([_with_key(line) for line in lines]):
-        response = fleet._send(  # Of this package, as the connection is.
+        response = fleet.send(  # Of this package, as the connection is.
             "POST", "/v1/goals:batch", content=b"\n".join(some), headers={"Content-Type": "application/x-ndjson"},
             timeout=_TIMEOUT_S,
         )  # fmt: skip

@@ -184,21 +184,21 @@ class Connection:
 
     def ready(self) -> dict[str, Any]:
         """Return which parts of the fleet answer."""
-        response = self._send("GET", "/ready", tries_max=1, accepts=(503,))
+        response = self.send("GET", "/ready", tries_max=1, accepts=(503,))
         parts = response.json()
         return dict(parts) if isinstance(parts, dict) else {}
 
     def is_healthy(self) -> bool:
         """Tell whether the front door answers at all; asks once."""
         try:
-            self._send("GET", "/health", tries_max=1)
+            self.send("GET", "/health", tries_max=1)
         except NexusError:
             return False
         return True
 
     def metrics(self) -> str:
         """Return the metrics as Prometheus text."""
-        return self._send("GET", "/metrics").text
+        return self.send("GET", "/metrics").text
 
     def close(self) -> None:
         """Close the sockets."""
@@ -218,13 +218,13 @@ class Connection:
         return record
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
-        response = self._send(method, path, **options)
+        response = self.send(method, path, **options)
         try:
             return response.json()
         except ValueError:
             raise UnavailableError(f"{self.url} does not speak as a fleet does: is another service there?") from None
 
-    def _send(
+    def send(
         self,
         method: str,
         path: str,
@@ -365,7 +365,7 @@ class GoalHandle:
         Raises:
             FailedPreconditionError: It has ended already.
         """
-        self._connection._send("POST", f"{_path(self.id)}/cancel", is_repeatable=False)
+        self._connection.send("POST", f"{_path(self.id)}/cancel", is_repeatable=False)
 
     def trace(self) -> list[dict[str, Any]]:
         """Return the goal's spans, oldest first; empty where it was not sampled."""

@@ -9,8 +9,10 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from nexus_ray.audit.auditor import Auditor
+from nexus_ray.audit.record import Retention
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import (
     FailedPreconditionError,
@@ -31,11 +33,14 @@ from nexus_ray.observe.operation import flush, observe
 from nexus_ray.observe.traces import read_trace, trace_id_of
 from nexus_ray.runtime.access import Access
 from nexus_ray.runtime.agent_record import agent_record
+from nexus_ray.runtime.audit_desk import AuditDesk
+from nexus_ray.runtime.audited import AuditedAuthorizer, accept_audited, strangers_noted
+from nexus_ray.runtime.fleet_port import Fleet
 from nexus_ray.runtime.intake import Intake, SubmitRequest, Verdict, build_goal
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
-from nexus_ray.security.revocation import RevocationSettings
 from nexus_ray.security.dpop import Shown
+from nexus_ray.security.revocation import RevocationSettings
 
 _FOLLOW_PAGE_ENTRIES = 1000
 _SPANS_LATE_S = 0.5
@@ -43,30 +48,6 @@ _BUILT_AT_ONCE = 50  # Some 3 ms.
 _READ_AT_ONCE = 100
 _GATHER_NEWS_S = 0.02  # A goal has three pieces of news within moments, and its end is the last.
 _LOOK_AGAIN_S = 5.0  # News can be lost with a ledger process; a look now and then makes up for it.
-
-
-class Fleet(Protocol):
-    """What the front door needs of the hosts."""
-
-    async def poke(self, goals: Sequence[Goal]) -> None:
-        """Tell the hosts that own these goals to look; best effort, hosts find them by themselves too."""
-        ...
-
-    async def poke_cancel(self, record: GoalRecord, by: str) -> None:
-        """Tell the host that runs a goal to cancel it; best effort."""
-        ...
-
-    async def agents(self, limit: int) -> list[dict[str, Any]]:
-        """Return active agents of all hosts."""
-        ...
-
-    async def hosts(self) -> list[dict[str, Any]]:
-        """Return the hosts, and how busy each is."""
-        ...
-
-    async def drain(self, target: str, is_undone: bool) -> list[str]:
-        """Have a host, or all of a machine's, take no more, or take their share again; return the hosts."""
-        ...
 
 
 class FrontDoor:
@@ -83,19 +64,22 @@ class FrontDoor:
         clock: Clock,
         settings: CoordinatorSettings,
         trace_folder: Path | None,
+        auditor: Auditor,
         revocation: RevocationSettings | None = None,
     ) -> None:
         self._specs = specs
         self._ledger = ledger
         self._fleet = fleet
         self._authenticator = authenticator
-        self._authorizer = authorizer
+        self._authorizer = AuditedAuthorizer(authorizer, auditor)
+        self._auditor = auditor
         self._clock = clock
         self._settings = settings
         self._trace_folder = trace_folder
         self._feed = ChangeFeed(ledger)
         self._intake = Intake(ledger, fleet)
-        self.access = Access(ledger, authorizer, clock, revocation)
+        self.access = Access(ledger, self._authorizer, clock, revocation)
+        self.audit = AuditDesk(auditor, self._authorizer, self.goal, clock)
 
     async def identify(self, credential: str | None, shown: Shown | None = None) -> Session:
         """Return who is calling; `shown` tells how the credential came.
@@ -104,9 +88,10 @@ class FrontDoor:
             UnauthenticatedError: Nobody that we know, or somebody who may come in no more.
             UnavailableError: Who may still come in is not known.
         """
-        session = await self._authenticator.identify(credential, shown or Shown())
-        await self.access.check(session)
-        return session
+        with strangers_noted(self._auditor):
+            session = await self._authenticator.identify(credential, shown or Shown())
+            await self.access.check(session)
+            return session
 
     async def submit(self, session: Session, request: SubmitRequest, traceparent: str = "") -> tuple[Acceptance, Goal]:
         """Accept a goal: when this returns, it is on disk. The goal returned is what was asked for.
@@ -123,7 +108,7 @@ class FrontDoor:
             now = self._clock.now()
             goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
             operation.set({"goal.id": goal.id})
-            (verdict,) = await self._intake.accept([goal])
+            (verdict,) = await accept_audited(self._auditor, session, [goal], self._intake.accept)
             if isinstance(verdict, NexusError):
                 raise verdict
             return verdict, goal
@@ -145,7 +130,8 @@ class FrontDoor:
                     await asyncio.sleep(0)  # Others want the event loop too.
             if built and isinstance(built[0], PermissionDeniedError) and len({type(one) for one in built}) == 1:
                 raise built[0]
-            judged = await self._intake.accept([goal for goal in built if isinstance(goal, Goal)])
+            goals = [goal for goal in built if isinstance(goal, Goal)]
+            judged = await accept_audited(self._auditor, session, goals, self._intake.accept)
             accepted = sum(isinstance(verdict, Acceptance) for verdict in judged)
             if judged and not accepted and isinstance(judged[0], UnavailableError):
                 raise judged[0]
@@ -194,12 +180,13 @@ class FrontDoor:
         self._authorizer.authorize(session, "goal:cancel", goal_id)
         with observe("goal.cancel", attributes={"goal.id": goal_id}):
             record = await self._record(session, goal_id)
-            (is_asked,) = await self._ledger.append(
-                "", [RequestCancel(goal_id, self._clock.now(), session.principal)]
-            )
-            record = await self._record(session, goal_id)
-            if not is_asked:
-                raise FailedPreconditionError(f"goal {goal_id} has ended: {record.status}", status=record.status.value)
+            async with self._auditor.change(session, "goal:cancel", record.goal.type, goal=goal_id):
+                wanted = RequestCancel(goal_id, self._clock.now(), session.principal)
+                (is_asked,) = await self._ledger.append("", [wanted])
+                record = await self._record(session, goal_id)
+                if not is_asked:
+                    told = f"goal {goal_id} has ended: {record.status}"
+                    raise FailedPreconditionError(told, status=record.status.value)
             await self._fleet.poke_cancel(record, session.principal)
             return record
 
@@ -216,7 +203,10 @@ class FrontDoor:
         self._authorizer.authorize(session, "goal:answer", goal_id)
         with observe("goal.answer", attributes={"goal.id": goal_id}):
             record = await self._record(session, goal_id)
-            answered = await answer_question(self._ledger, record, session, key, approved, comment, self._clock.now())
+            facts = {"question": key[:200], "approved": approved}
+            async with self._auditor.change(session, "goal:answer", record.goal.type, goal=goal_id, facts=facts):
+                now = self._clock.now()
+                answered = await answer_question(self._ledger, record, session, key, approved, comment, now)
             await self._fleet.poke([record.goal])
             return answered
 
@@ -328,7 +318,9 @@ class FrontDoor:
         if not session.sees(MAIN_TENANT):  # The hosts are everybody's.
             raise PermissionDeniedError("not allowed", action="host:drain", reason="hosts_are_of_all_tenants")
         with observe("host.drain", log=True, attributes={"nexus.target": target, "nexus.is_undone": is_undone}):
-            return await self._fleet.drain(target, is_undone)
+            of, facts = Retention.ADMINISTRATION, {"is_undone": is_undone}
+            async with self._auditor.change(session, "host:drain", target, retention=of, facts=facts):
+                return await self._fleet.drain(target, is_undone)
 
     async def goal_types(self, session: Session) -> list[dict[str, Any]]:
         """Return what can be submitted, with JSON schemas."""
@@ -364,6 +356,7 @@ class FrontDoor:
         await self._intake.close()
         await self._feed.close()
         await self.access.close()
+        await self._auditor.close()
 
     @contextlib.asynccontextmanager
     async def _listen(self, *goal_ids: str) -> AsyncIterator[News]:

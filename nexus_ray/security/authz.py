@@ -16,8 +16,8 @@ from nexus_ray.observe import metrics
 
 ACTIONS = (
     "goal:submit", "goal:read", "goal:cancel", "goal:answer", "goal_type:read", "agent:read", "host:read", "host:drain",
-    "metrics:read", "trace:read", "session:read", "session:revoke", "identity:read", "identity:suspend",
-    "identity:restore",
+    "metrics:read", "trace:read", "audit:read", "audit:hold", "session:read", "session:revoke", "identity:read",
+    "identity:suspend", "identity:restore",
 )  # fmt: skip
 _FILE = "roles.toml"
 _DEFAULT = """\
@@ -25,8 +25,9 @@ _DEFAULT = """\
 [roles]
 reader = ["goal:read", "goal_type:read", "agent:read", "host:read", "metrics:read", "trace:read"]
 approver = ["goal:read", "goal:answer"]
+auditor = ["audit:*", "goal:read"]
 operator = [
-  "goal:*", "goal_type:*", "agent:*", "host:*", "metrics:*", "trace:*", "session:*", "identity:*",
+  "goal:*", "goal_type:*", "agent:*", "host:*", "metrics:*", "trace:*", "audit:read", "session:*", "identity:*",
 ]
 """
 _GRANT = re.compile(r"[a-z_]+:([a-z_]+|\*)\Z")

@@ -14,11 +14,14 @@ from pydantic import BaseModel
 
 import nexus_ray as nexus
 from nexus_ray.api.app import build_app
+from nexus_ray.audit.auditor import Auditor
+from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.config import RuntimeSettings, Settings
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.goals.spec import Specs
+from nexus_ray.runtime.audit_link import here, load_salt, open_audit_file
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
@@ -108,11 +111,13 @@ def make_door(
     keys: KeySet | None = None,
     roles: dict[str, frozenset[str]] | None = None,
     front_fleet: Any = None,
+    audit: AuditSettings | None = None,
 ) -> Door:
     folder.mkdir(mode=0o700, exist_ok=True)
     load_or_create_issuer_key(folder)
     ensure_role_file(folder)
     clock = SystemClock()
+    audited = Settings(state_dir=folder, audit=audit or AuditSettings())
     front = FrontDoor(
         specs=Specs(fleet.app.agents, fleet.app.goals),
         ledger=ledger or fleet.ledger,
@@ -122,6 +127,7 @@ def make_door(
         clock=clock,
         settings=fleet.settings.goals,
         trace_folder=folder / "traces",
+        auditor=Auditor(here(lambda: open_audit_file(audited)), audited.audit, clock, load_salt(audited), "gateway"),
     )
     return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0)), folder)
 

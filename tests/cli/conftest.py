@@ -75,7 +75,7 @@ def fleet() -> Iterator[Fleet]:
                 self.wfile.flush()
                 found.held.wait(30)
 
-        do_GET = do_POST = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_DELETE = answer
 
         def log_message(self, *_: Any) -> None:
             pass
