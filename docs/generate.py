@@ -87,6 +87,7 @@ def _settings() -> str:
         if isinstance(section, type) and issubclass(section, BaseModel):
             rows = _setting_rows(section, f"{name}.", f"NEXUS_{name.upper()}__")
             parts.append(f"## {name}\n\n{_first_line(section.__doc__)}\n\n{_table(_SETTING_COLUMNS, rows)}")
+            parts += _named_parts(section, name)
         else:
             top += _setting_rows(Settings, "", "NEXUS_", only=name)
     others = [[_code(name), text] for name, text in OTHER_VARIABLES.items()]
@@ -100,6 +101,20 @@ def _settings() -> str:
         *parts,
         f"## Other variables\n\n{_table(['variable', 'what it is for'], others)}",
     )
+
+
+def _named_parts(section: type[BaseModel], name: str) -> list[str]:
+    """Return a table for each setting that is a mapping of names of the user's own to parts of one kind."""
+    found = []
+    for inner, field in section.model_fields.items():
+        kinds = get_args(field.annotation)
+        if len(kinds) == 2 and isinstance(kinds[1], type) and issubclass(kinds[1], BaseModel):
+            place = f"{name}.{inner}.NAME"
+            rows = [row[:1] + row[2:] for row in _setting_rows(kinds[1], f"{place}.", "")]
+            columns = _SETTING_COLUMNS[:1] + _SETTING_COLUMNS[2:]
+            parts = f"{_first_line(kinds[1].__doc__)}\n\n{_table(columns, rows)}"
+            found.append(f"### {place}\n\n{parts}")
+    return found
 
 
 _SETTING_COLUMNS = ["setting", "variable", "type", "default", "reason"]

@@ -102,7 +102,8 @@ class Authenticator:
         Raises:
             UnauthenticatedError: Nobody that we know; all refusals read alike.
         """
-        if credential and len(self._issuers) > 1 and _name(credential) not in self._seen:
+        is_short = credential is not None and len(credential) <= self._bytes_max
+        if credential and is_short and len(self._issuers) > 1 and _name(credential) not in self._seen:
             try:
                 parsed = parse(credential, self._bytes_max)
                 issuer = self._issuer(read_object(parsed.payload))
@@ -123,6 +124,8 @@ class Authenticator:
         try:
             if not credential:
                 raise refused("missing")
+            if len(credential) > self._bytes_max:
+                raise refused("size")  # Before it is hashed: a long one costs as little as a short one.
             # The hash, so that no token stays in memory in clear.
             name = _name(credential)
             seen = self._seen.get(name)
