@@ -13,6 +13,7 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
 from nexus_ray.api import problems
+from nexus_ray.api.access import access_routes
 from nexus_ray.api.agents import agent_routes
 from nexus_ray.api.audit import audit_routes
 from nexus_ray.api.batch import batch_route
@@ -95,6 +96,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings, public_url: str = "")
     _history_routes(app, front)
     agent_routes(app, front)
     host_routes(app, front)
+    access_routes(app, front)
     audit_routes(app, front)
     _fleet_routes(app, front)
     _service_routes(app, front)

@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from nexus_ray.cli import audit, demo, doctor, env, fleet, goal, ledger, login, node, questions, safekeeping, token
+from nexus_ray.cli import (
+    access,
+    audit,
+    demo,
+    doctor,
+    env,
+    fleet,
+    goal,
+    ledger,
+    login,
+    node,
+    questions,
+    safekeeping,
+    token,
+)
 from nexus_ray.cli.exits import Verbs
 from nexus_ray.cli.show import print_json
 
@@ -33,6 +47,8 @@ app.add_typer(goal.verbs, name="goal")
 app.add_typer(fleet.agent_verbs, name="agent")
 app.add_typer(node.verbs, name="node")
 app.add_typer(token.verbs, name="token")
+app.add_typer(access.sessions, name="session")
+app.add_typer(access.identities, name="identity")
 app.add_typer(ledger.verbs, name="ledger")
 app.add_typer(audit.verbs, name="audit")
 app.command()(doctor.doctor)

@@ -177,6 +177,8 @@ async def test_a_route_needs_exactly_the_action_that_the_document_names(
         body = {"content": b'{"type":"echo"}', "headers": {"Content-Type": "application/x-ndjson"}}
     url = path.replace("/v1/goals/{goal_id}", place).replace("{host}", "host-0").replace("{type}", "tally")
     url = url.replace("{key}", "main")
+    if path.startswith(("/v1/sessions:", "/v1/identities:")):
+        url += "?id=9f2c&principal=somebody"
 
     if path.endswith("/events"):  # So that the stream ends.
         async with first.client("operator") as client:
