@@ -4,18 +4,21 @@ Law: deny by default. Only the one path that is named here is open, compared to 
 401 for every other path, method and body, whether there is such a route or not.
 """
 
+import re
+
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nexus_ray.api.problems import of_error
 from nexus_ray.audit.auditor import Scene, arrive
-from nexus_ray.core.errors import NexusError
+from nexus_ray.core.errors import NexusError, NotFoundError
 from nexus_ray.core.identity import Session
 from nexus_ray.observe.traces import trace_id_of
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.dpop import Shown
 from nexus_ray.security.fetch import is_loopback_url
 
+_ENCODED = re.compile(rb"%(?:2e|2f|5c|25|7f|[01][0-9a-f])", re.IGNORECASE)  # Dot, slash, backslash, percent, control.
 OPEN_PATHS = frozenset({"/health"})
 _SESSION = "nexus.session"
 
@@ -36,6 +39,7 @@ class Gate:
         arrive(_scene(scope))
         try:
             scope[_SESSION] = await self._front.identify(*_presented(scope, self._public_url))
+            _check_path(scope)
         except NexusError as error:
             if scope["type"] == "http":
                 await of_error(error)(scope, receive, send)
@@ -49,6 +53,15 @@ async def caller(request: Request) -> Session:
     """Return who is calling, as the gate found out."""
     session: Session = request.scope[_SESSION]
     return session
+
+
+def _check_path(scope: Scope) -> None:
+    """Refuse a path that another server on the way, or a rule over paths, may read as another one."""
+    raw = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
+    path = scope["path"]
+    is_plain = not _ENCODED.search(raw) and path.isprintable() and "\\" not in path and "//" not in path
+    if not is_plain or not {".", ".."}.isdisjoint(path.split("/")):
+        raise NotFoundError("a path has no empty, '.' or '..' parts, and nothing encoded that parts it")
 
 
 def _scene(scope: Scope) -> Scene:
