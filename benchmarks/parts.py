@@ -8,16 +8,20 @@ switched off like this: the variants are made here.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from benchmarks import fleet
 from benchmarks.cluster import TASKS, check, measure, work
 from benchmarks.sampling import Round, Row, Target, summarise
+from nexus_ray.audit.auditor import Auditor
+from nexus_ray.audit.record import Entry, Kind
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.core.errors import UnavailableError
@@ -26,6 +30,7 @@ from nexus_ray.core.ids import new_id
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.runtime.audit_link import here, load_salt, open_audit_file
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.front import SubmitRequest
@@ -42,6 +47,8 @@ SECTION = "parts"
 _CONCURRENCY = 8
 _TRACING_PERCENT_MAX = 5.0
 _SECURITY_MS_MAX = 0.35
+_AUDIT_APPEND_US_MAX = 100.0
+_AUDIT_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class Variant:
     name: str
     is_secured: bool = True
     is_durable: bool = True
+    is_audited: bool = True
     sampled_roots_per_s: int | None = None
     sample_ratio: float | None = None
 
@@ -60,14 +68,33 @@ NO_SECURITY = Variant("security off", is_secured=False)
 NO_TRACES = Variant("tracing off", sampled_roots_per_s=0, sample_ratio=0.0)
 RATIO_ONLY = Variant("1 % of traces and no more", sampled_roots_per_s=0)
 NO_LEDGER = Variant("ledger off", is_durable=False)
-VARIANTS = (EVERYTHING, NO_SECURITY, NO_TRACES, RATIO_ONLY, NO_LEDGER)
+NO_AUDIT = Variant("audit off", is_audited=False)
+VARIANTS = (EVERYTHING, NO_SECURITY, NO_TRACES, RATIO_ONLY, NO_LEDGER, NO_AUDIT)
 
 
 def run(folder: Path, is_quick: bool) -> list[Row]:
     # The loop that Ray gives its async actors, and so the hosts; it comes with `ray[serve]`.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         made = runner.run(_rounds(folder, is_quick))
-    return made + _calls(folder, 50 if is_quick else 1_000)
+    appended = asyncio.run(_appends(folder / "audit", 10 if is_quick else 50))
+    return made + _calls(folder, 50 if is_quick else 1_000) + [appended]
+
+
+async def _appends(folder: Path, rounds: int) -> Row:
+    """Write records, as many callers at once as a busy front door has; each waits for the disk."""
+    settings = _settings(folder, EVERYTHING)
+    log = here(functools.partial(open_audit_file, settings))
+    auditor = Auditor(log, settings.audit, SystemClock(), load_salt(settings), "direct")
+    session = Session("none", "benchmark", "none", ("operator",), 9e9)
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        entries = [auditor.entry(session, "goal:submit", "fan_out", goal=new_id("goal")) for _ in range(_AUDIT_AT_ONCE)]
+        await asyncio.gather(*(auditor.append([entry]) for entry in entries))
+        taken.append((time.perf_counter() - started) / _AUDIT_AT_ONCE * 1e6)
+    await auditor.close()
+    title = f"a record written to disk, {_AUDIT_AT_ONCE} callers at once"
+    return Row(SECTION, title, "µs", summarise(taken), Target("at_most", _AUDIT_APPEND_US_MAX))
 
 
 async def _rounds(folder: Path, is_quick: bool) -> list[Row]:
@@ -102,7 +129,7 @@ def rows(seen: dict[Variant, list[Round]]) -> list[Row]:
             percents = [(full / bare - 1) * 100 for full, bare in pairs]
         else:
             percents = [(1 - full / bare) * 100 for full, bare in pairs]
-        what = {NO_SECURITY: "security", NO_TRACES: "tracing", NO_LEDGER: "the ledger"}[less]
+        what = {NO_SECURITY: "security", NO_TRACES: "tracing", NO_LEDGER: "the ledger", NO_AUDIT: "audit"}[less]
         title = f"{what} costs, in {'CPU' if name == 'cpu_us' else 'goals/s'}"
         if more is RATIO_ONLY:
             title += ", sampling 1 % and no more"
@@ -116,6 +143,8 @@ def rows(seen: dict[Variant, list[Round]]) -> list[Row]:
         share(NO_TRACES, RATIO_ONLY, "cpu_us", at_most),
         share(NO_LEDGER, EVERYTHING, "cpu_us"),
         share(NO_LEDGER, EVERYTHING, "rate"),
+        share(NO_AUDIT, EVERYTHING, "cpu_us"),
+        share(NO_AUDIT, EVERYTHING, "rate"),
     ]
 
 
@@ -168,7 +197,7 @@ class _Carrier:
 class _Everybody(Authenticator):
     """Takes everybody for an operator."""
 
-    def authenticate(self, credential: str | None) -> Session:
+    async def identify(self, credential: str | None, shown: Any = None) -> Session:
         return Session("none", "everybody", "none", ("operator",), 9e9)
 
 
@@ -179,11 +208,30 @@ class _Anything(Authorizer):
         return None
 
 
+class _NoAuditor(Auditor):
+    """Writes nothing down."""
+
+    def entry(self, *_: Any, **__: Any) -> Entry:
+        return _NOTHING
+
+    def outcome(self, *_: Any, **__: Any) -> Entry:
+        return _NOTHING
+
+    def note(self, entry: Entry) -> None:
+        return None
+
+    async def append(self, entries: Sequence[Entry]) -> list[int]:
+        return []
+
+
+_NOTHING = Entry("none", Kind.EVENT, 0.0, "none")
+
+
 class _OpenDoor(DirectDoor):
     """A door that lets everybody in: for the benchmark only."""
 
-    def __init__(self, process: HostProcess, settings: Settings) -> None:
-        super().__init__(process, settings)
+    def __init__(self, process: HostProcess, settings: Settings, auditor: Auditor) -> None:
+        super().__init__(process, settings, auditor)
         self._authenticator = _Everybody.from_folder(settings.state_dir, settings.tokens, process.clock)
         self._authorizer = _Anything.from_folder(settings.state_dir)
 
@@ -222,7 +270,10 @@ async def _hosts(folder: Path, variant: Variant) -> AsyncIterator[_Callers]:
         carrier.hosts[name].start()
     members = tuple(Member(name, "here", "") for name in carrier.hosts)
     make_door = DirectDoor if variant.is_secured else _OpenDoor
-    doors = [make_door(host, settings) for host in carrier.hosts.values()]
+    make_auditor = Auditor if variant.is_audited else _NoAuditor
+    log = here(functools.partial(open_audit_file, settings))
+    auditor = make_auditor(log, settings.audit, SystemClock(), load_salt(settings), "direct")
+    doors = [make_door(host, settings, auditor) for host in carrier.hosts.values()]
     key = load_or_create_issuer_key(folder)
     token = issue_token(key, settings.tokens, "benchmark", ["operator"], 600.0, time.time())
     try:
@@ -232,4 +283,5 @@ async def _hosts(folder: Path, variant: Variant) -> AsyncIterator[_Callers]:
     finally:
         for host in carrier.hosts.values():
             await host.close()
+        await auditor.close()
         await ledger.close()

@@ -7,16 +7,19 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
 
 from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.record import Entry, Kind
-from nexus_ray.core.errors import PermissionDeniedError, UnauthenticatedError
+from nexus_ray.core.errors import NexusError, PermissionDeniedError, UnauthenticatedError
 from nexus_ray.core.identity import Session
 from nexus_ray.goals.goal import Goal
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.observe.traces import trace_id_of
 from nexus_ray.runtime.intake import Verdict
 from nexus_ray.security.authz import Authorizer
+
+AcceptedT = TypeVar("AcceptedT")
 
 
 @contextlib.contextmanager
@@ -34,46 +37,50 @@ class AuditedAuthorizer:
 
     def __init__(self, authorizer: Authorizer, auditor: Auditor) -> None:
         self._authorizer = authorizer
-        self._auditor = auditor
+        self.auditor = auditor
 
     def authorize(self, session: Session, action: str, resource: str = "") -> None:
         """See `Authorizer.authorize`."""
         try:
             self._authorizer.authorize(session, action, resource)
         except PermissionDeniedError as error:
-            self._auditor.refused(session, action, resource, error)
+            self.auditor.refused(session, action, resource, error)
             raise
 
 
 async def accept_audited(
     auditor: Auditor, session: Session, goals: Sequence[Goal],
-    accept: Callable[[Sequence[Goal]], Awaitable[list[Verdict]]],
-) -> list[Verdict]:  # fmt: skip
+    accept: Callable[[Sequence[Goal]], Awaitable[list[AcceptedT]]],
+    verdict_of: Callable[[AcceptedT], Verdict],
+) -> list[AcceptedT]:  # fmt: skip
     """Have goals accepted and their intents written, at one time; the outcomes follow with the next records.
 
     Raises:
         UnavailableError: They could not be written down. Goals may have been accepted: nobody knows.
+        NexusError: What `accept` raises.
     """
     if not goals:
         return []
     intents = [_intent(auditor, session, goal) for goal in goals]
-    if auditor.is_well:
-        written, accepted = await asyncio.gather(auditor.append(intents), accept(goals), return_exceptions=True)
-        for failed in (written, accepted):
-            if isinstance(failed, BaseException):
-                raise failed
-        verdicts: list[Verdict] = accepted  # type: ignore[assignment]
-    else:
-        # What cannot be written down is not begun.
-        await auditor.append(intents)
-        verdicts = await accept(goals)
-    for intent, verdict in zip(intents, verdicts, strict=True):
+    writing: Awaitable[object] = auditor.append(intents)
+    if not auditor.is_well:
+        await writing  # What cannot be written down is not begun.
+        writing = asyncio.sleep(0)
+    written, accepted = await asyncio.gather(writing, accept(goals), return_exceptions=True)
+    if isinstance(accepted, BaseException):
+        for intent in intents:
+            auditor.note(auditor.outcome(intent, accepted.code if isinstance(accepted, NexusError) else "unknown"))
+        raise accepted
+    for intent, one in zip(intents, accepted, strict=True):
+        verdict = verdict_of(one)
         if isinstance(verdict, Acceptance):
             facts = {**intent.facts, "is_new": verdict.is_new}
             auditor.note(auditor.outcome(intent, "ok", goal=verdict.goal_id, facts=facts))
         else:
             auditor.note(auditor.outcome(intent, verdict.code))
-    return verdicts
+    if isinstance(written, BaseException):
+        raise written
+    return accepted
 
 
 def _intent(auditor: Auditor, session: Session, goal: Goal) -> Entry:

@@ -13,11 +13,13 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nexus_ray.audit.auditor import Auditor, Scene, arrive
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import NexusError, UnavailableError, error_classes
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.observe.operation import observe
+from nexus_ray.runtime.audited import AuditedAuthorizer, accept_audited, strangers_noted
 from nexus_ray.runtime.follow import watch_membership
 from nexus_ray.runtime.intake import SubmitRequest, build_goal
 from nexus_ray.runtime.peer import Peer, host_peer
@@ -59,13 +61,14 @@ class _Caller:
 class DirectDoor:
     """The host's side; used from one event loop only."""
 
-    def __init__(self, process: HostProcess, settings: Settings) -> None:
+    def __init__(self, process: HostProcess, settings: Settings, auditor: Auditor) -> None:
         self._process = process
+        self._auditor = auditor
         self._settings = settings
         self._authenticator = Authenticator.from_folder(
             settings.state_dir, settings.tokens, process.clock, settings.security
         )
-        self._authorizer = Authorizer.from_folder(settings.state_dir)
+        self._authorizer = AuditedAuthorizer(Authorizer.from_folder(settings.state_dir), auditor)
         self._revocations = Revocations(process.ledger, settings.revocation, process.clock)
         self._callers: OrderedDict[str, _Caller] = OrderedDict()  # The one that was heard of last is last.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,11 +102,13 @@ class DirectDoor:
 
     async def _take_in(self, client: str, token: str, requests: Sequence[tuple[int, SubmitRequest]]) -> None:
         process = self._process
+        arrive(Scene("cluster"))  # Ray, or a socket that only this user's processes reach, brought it.
         goals: list[tuple[int, Goal]] = []
         for number, request in requests:
             try:
-                session = await self._authenticator.identify(token)
-                await self._revocations.check(session)
+                with strangers_noted(self._auditor):
+                    session = await self._authenticator.identify(token)
+                    await self._revocations.check(session)
                 self._authorizer.authorize(session, "goal:submit", request.type)
                 with observe("goal.submit") as operation:
                     goal = build_goal(
@@ -116,7 +121,11 @@ class DirectDoor:
         if not goals:
             return
         try:
-            started = await process.coordinator.accept_and_run([goal for _, goal in goals])
+            accept = process.coordinator.accept_and_run
+            # One token: whoever came with the last goal came with all of them.
+            started = await accept_audited(
+                self._auditor, session, [goal for _, goal in goals], accept, lambda one: one[0]
+            )
         except NexusError as error:
             for number, _ in goals:
                 self._answer(client, Answer(number, error=type(error).__name__, message=error.message))

@@ -108,7 +108,7 @@ class FrontDoor:
             now = self._clock.now()
             goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
             operation.set({"goal.id": goal.id})
-            (verdict,) = await accept_audited(self._auditor, session, [goal], self._intake.accept)
+            (verdict,) = await self._accept(session, [goal])
             if isinstance(verdict, NexusError):
                 raise verdict
             return verdict, goal
@@ -131,13 +131,16 @@ class FrontDoor:
             if built and isinstance(built[0], PermissionDeniedError) and len({type(one) for one in built}) == 1:
                 raise built[0]
             goals = [goal for goal in built if isinstance(goal, Goal)]
-            judged = await accept_audited(self._auditor, session, goals, self._intake.accept)
+            judged = await self._accept(session, goals)
             accepted = sum(isinstance(verdict, Acceptance) for verdict in judged)
             if judged and not accepted and isinstance(judged[0], UnavailableError):
                 raise judged[0]
             operation.set({"nexus.goals": accepted, "nexus.refused": len(requests) - accepted})
             following = iter(judged)
             return [next(following) if isinstance(one, Goal) else one for one in built]
+
+    async def _accept(self, session: Session, goals: Sequence[Goal]) -> list[Verdict]:
+        return await accept_audited(self._auditor, session, goals, self._intake.accept, lambda verdict: verdict)
 
     def _built(self, session: Session, request: SubmitRequest, traceparent: str) -> Goal | NexusError:
         try:

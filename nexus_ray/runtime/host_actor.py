@@ -14,6 +14,7 @@ import ray.util
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
 from nexus_ray.goals.goal import Goal
+from nexus_ray.runtime.audit_link import open_auditor
 from nexus_ray.runtime.boot import configure_process, node_name, settle_down
 from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
@@ -44,7 +45,8 @@ class AgentHost:
             carrier=self._carrier,
             isolation=RayIsolation(app_path, settings, host),
         )
-        self._door = DirectDoor(self._process, settings)
+        self._auditor = open_auditor(settings, host, self._process.clock)
+        self._door = DirectDoor(self._process, settings, self._auditor)
         self._socket = socket_folder(settings.state_dir) / f"{host}.sock"
         # Not this actor's methods: Ray wraps those, and the wrapper costs as much as the call.
         process = self._process
@@ -121,6 +123,7 @@ class AgentHost:
         await self._wire.close()
         await self._streams.close()
         await self._process.close()
+        await self._auditor.close()
 
     async def until_death(self) -> None:
         """Never answer: the caller learns of this process's death from the failing call, at once."""

@@ -14,19 +14,18 @@ from pydantic import BaseModel
 
 import nexus_ray as nexus
 from nexus_ray.api.app import build_app
-from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.config import RuntimeSettings, Settings
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.goals.spec import Specs
-from nexus_ray.runtime.audit_link import here, load_salt, open_audit_file
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
 from nexus_ray.security.keys import KeySet, load_key_set, load_or_create_issuer_key
 from nexus_ray.security.tokens import TokenSettings, issue_token
+from tests.support.auditing import auditor_of
 from tests.support.in_process import InProcessFleet, in_process_fleet
 
 
@@ -117,7 +116,6 @@ def make_door(
     load_or_create_issuer_key(folder)
     ensure_role_file(folder)
     clock = SystemClock()
-    audited = Settings(state_dir=folder, audit=audit or AuditSettings())
     front = FrontDoor(
         specs=Specs(fleet.app.agents, fleet.app.goals),
         ledger=ledger or fleet.ledger,
@@ -127,7 +125,7 @@ def make_door(
         clock=clock,
         settings=fleet.settings.goals,
         trace_folder=folder / "traces",
-        auditor=Auditor(here(lambda: open_audit_file(audited)), audited.audit, clock, load_salt(audited), "gateway"),
+        auditor=auditor_of(Settings(state_dir=folder, audit=audit or AuditSettings()), clock),
     )
     return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0)), folder)
 

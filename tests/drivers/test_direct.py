@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 import nexus_ray as nexus
+from nexus_ray.audit.ports import RecordQuery
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import ManualClock
 from nexus_ray.core.errors import UnavailableError
@@ -20,6 +21,7 @@ from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.state import prepare_state
 from nexus_ray.security.keys import load_or_create_issuer_key
 from nexus_ray.security.tokens import issue_token
+from tests.support.auditing import auditor_of
 
 
 class Bench:
@@ -28,7 +30,8 @@ class Bench:
     def __init__(self, settings: Settings, host: HostProcess, clock: ManualClock) -> None:
         self.host = host
         self.clock = clock
-        self.door = DirectDoor(host, settings)
+        self.auditor = auditor_of(settings, clock)
+        self.door = DirectDoor(host, settings, self.auditor)
         self._settings = settings
 
     def token(self, role: str = "operator") -> str:
@@ -67,8 +70,10 @@ async def bench(tmp_path: Path, clock: ManualClock) -> Any:
     )
     host.start()
     host.set_membership(Membership(1, (Member("host-0", "here", ""),)))
-    yield Bench(settings, host, clock)
+    made = Bench(settings, host, clock)
+    yield made
     await host.close()
+    await made.auditor.close()
 
 
 async def test_goals_of_one_call_each_get_their_outcome(bench: Bench) -> None:
@@ -77,6 +82,22 @@ async def test_goals_of_one_call_each_get_their_outcome(bench: Bench) -> None:
     outcomes = [answers[n].outcome for n in range(20)]
     assert [orjson.loads(outcome.result) for outcome in outcomes if outcome] == [n * 2 for n in range(20)]
     assert {outcome.status for outcome in outcomes if outcome} == {GoalStatus.SUCCEEDED}
+
+
+async def test_goals_and_refusals_at_this_door_are_written_down_too(bench: Bench) -> None:
+    await bench.ask(SubmitRequest("double", b"1"), SubmitRequest("double", b"2"))
+    await bench.ask(SubmitRequest("double", b"3"), token="nonsense", client="another")
+    await bench.auditor.flush()
+
+    found = [one.fields for one in await bench.auditor.log.records(RecordQuery(is_oldest_first=True))]
+
+    told = [(one["kind"], one["action"], one.get("principal"), one.get("outcome")) for one in found]
+    assert told == [
+        ("intent", "goal:submit", "tester", None), ("intent", "goal:submit", "tester", None),
+        ("outcome", "goal:submit", "tester", "ok"), ("outcome", "goal:submit", "tester", "ok"),
+        ("event", "session:authenticate", None, "unauthenticated"),
+    ]  # fmt: skip
+    assert {one["source"] for one in found} == {"cluster"}
 
 
 async def test_the_same_key_is_the_same_goal(bench: Bench) -> None:
