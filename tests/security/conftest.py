@@ -51,6 +51,7 @@ def forge(key: SigningKey) -> Forge:
 
 
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[OidcServer]:
-    with running(request.config.cache.mkdir("oidc_server")) as found:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OidcServer]:
+    cache = getattr(request.config, "cache", None)
+    with running(cache.mkdir("oidc_server") if cache else tmp_path_factory.mktemp("oidc_server")) as found:
         yield found

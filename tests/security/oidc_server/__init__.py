@@ -1,10 +1,12 @@
 """A real OpenID Connect provider (npm `oidc-provider`) that tests start on a private loopback port."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
@@ -62,9 +64,12 @@ def install(folder: Path) -> None:
     if shutil.which("node") is None or shutil.which("npm") is None:
         reason = "no node here: `apt install nodejs npm`"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    for name in ("package.json", "server.mjs"):
-        shutil.copy(HERE / name, folder / name)
-    if not (folder / "node_modules" / "oidc-provider").is_dir():
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Two processes of tests share the folder.
+        for name in ("package.json", "server.mjs"):
+            shutil.copy(HERE / name, folder / name)
+        if (folder / "node_modules" / ".package-lock.json").exists():  # What npm writes last.
+            return
         command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
         if done.returncode:
@@ -75,14 +80,14 @@ def install(folder: Path) -> None:
 @contextmanager
 def running(folder: Path) -> Iterator[OidcServer]:
     install(folder)
-    with (folder / "server.log").open("w") as log:
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             ["node", "server.mjs"], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
         try:
             assert process.stdout is not None and process.stdin is not None
             line = process.stdout.readline()
-            assert line.startswith("issuer "), (folder / "server.log").read_text()
+            assert line.startswith("issuer "), f"no issuer: {log.seek(0)} {log.read()}"
             server = OidcServer(line.split()[1])
             with server.http:
                 yield server
