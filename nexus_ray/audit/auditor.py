@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.audit.ports import AuditLog
-from nexus_ray.audit.record import Entry, Kind, Retention
+from nexus_ray.audit.record import Entry, Kind, Retention, check_entry
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.core.identity import Session
@@ -25,22 +26,36 @@ from nexus_ray.observe.logs import get_logger
 
 log = get_logger("audit.auditor")
 
+_CALL_MAX = 1000  # A transaction of some 40 ms.
 _TEXT_CHARACTERS_MAX = 200  # Of what a caller wrote: a goal id that is none may be long.
 _VIOLATIONS = {"unauthenticated": ("authentication_failed", "medium"), "permission_denied": ("not_allowed", "low")}
 
 
 @dataclass(slots=True)
 class Scene:
-    """Where a request comes from, and the id that joins its records; made where it arrives."""
+    """Where a request comes from, and what joins its records: the first of them gives its operation's id.
+
+    Made where the request arrives.
+    """
 
     source: str = ""
     trace: str = ""
     request: str = ""
 
-    def request_id(self) -> str:
-        """Return the id of the request; most have no record and so need none."""
-        self.request = self.request or new_id("request")
-        return self.request
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    entries: Sequence[Entry]
+    numbers: "asyncio.Future[list[int]]"
+
+    def answer(self, numbers: list[int]) -> None:
+        if not self.numbers.done():  # Its caller may have gone.
+            self.numbers.set_result(numbers)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.numbers.done():
+            told = error if isinstance(error, NexusError) else UnavailableError("the audit log does not answer")
+            self.numbers.set_exception(told)
 
 
 _scene: ContextVar[Scene | None] = ContextVar("nexus_audit_scene", default=None)
@@ -62,7 +77,11 @@ class Auditor:
         self._clock = clock
         self._salt = salt
         self._door = door
+        self._name = new_id("op")
+        self._operations = 0
         self._noted: list[Entry] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._writing: asyncio.Task[None] | None = None
         self._refusals: dict[tuple[str, ...], tuple[Entry, int]] = {}
         self._overflow = 0
         self._flushing: asyncio.Task[None] | None = None
@@ -76,13 +95,18 @@ class Auditor:
     ) -> Entry:  # fmt: skip
         """Make an entry of what this task's request does."""
         scene = _scene.get() or Scene()
+        if not operation:
+            # Not an id of its own each: of one process, they are as good as numbered, and that is much cheaper.
+            self._operations += 1
+            operation = f"{self._name}.{self._operations:x}"
+        scene.request = scene.request or operation
         return Entry(
-            operation or new_id("op"), kind, self._clock.now(), action, retention,
+            operation, kind, self._clock.now(), action, retention,
             principal=self.principal(session.principal) if session else "",
             tenant=session.tenant if session else "", session=session.id if session else "",
             source=self._masked(scene.source, self._settings.hash_sources), resource=resource[:_TEXT_CHARACTERS_MAX],
             decision=decision, outcome=outcome, reason=reason, trace=trace or scene.trace, goal=goal,
-            request=scene.request_id(), facts=facts or {},
+            request=scene.request, facts=facts or {},
         )  # fmt: skip
 
     def principal(self, name: str) -> str:
@@ -93,25 +117,53 @@ class Auditor:
         """Write entries; they are on disk when this returns. What was noted goes with them.
 
         Raises:
+            InvalidArgumentError: One of them cannot be kept.
             UnavailableError: They could not be written in time; nobody knows.
         """
-        noted, self._noted = self._noted, []
+        for entry in entries:
+            check_entry(entry)
+        if len(self._waiting) >= self._settings.waiting_max:
+            raise UnavailableError("too many audit records wait to be written", retry_after_s=1.0)
+        waiting = _Waiting(entries, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._writing is None or self._writing.done():
+            # One call is under way at a time; what comes meanwhile goes into the next.
+            self._writing = asyncio.get_running_loop().create_task(self._write(), name="audit")
         try:
             async with asyncio.timeout(self._settings.answer_s_max):
-                numbers = await self.log.append([*noted, *entries])
+                return await waiting.numbers
         except TimeoutError:
             self.is_well = False
-            self._noted = [*noted, *self._noted]
             raise UnavailableError("the audit log does not answer; what is not written down is not done") from None
-        except BaseException as error:
-            self.is_well = self.is_well and not isinstance(error, NexusError)
-            self._noted = [*noted, *self._noted]  # Given twice, an entry stands once.
-            raise
-        self.is_well = True
-        return numbers[len(noted) :]
+
+    async def _write(self) -> None:
+        while self._waiting:
+            noted, self._noted = self._noted, []
+            together: list[_Waiting] = []
+            count = len(noted)
+            while self._waiting and (not together or count + len(self._waiting[0].entries) <= _CALL_MAX):
+                together.append(self._waiting.popleft())
+                count += len(together[-1].entries)
+            try:
+                async with asyncio.timeout(self._settings.answer_s_max):
+                    numbers = await self.log.append([*noted, *(entry for one in together for entry in one.entries)])
+            except BaseException as error:
+                self.is_well = False
+                self._noted = [*noted, *self._noted]  # Given twice, an entry stands once.
+                for one in together:
+                    one.fail(error)
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            self.is_well = True
+            at = len(noted)
+            for one in together:
+                one.answer(numbers[at : at + len(one.entries)])
+                at += len(one.entries)
 
     def note(self, entry: Entry) -> None:
         """Have an entry written soon; nobody waits for it."""
+        check_entry(entry)
         if len(self._noted) >= self._settings.waiting_max:
             log.error("audit.note_lost", action=entry.action, operation=entry.operation)
             return
@@ -185,6 +237,9 @@ class Auditor:
             await asyncio.wait({self._flushing})
         with contextlib.suppress(NexusError):
             await self.flush()
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait({self._writing})
         await self.log.close()
 
     def _flush_soon(self) -> None:
