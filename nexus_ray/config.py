@@ -23,6 +23,7 @@ from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.observe.operation import ObserveSettings
 from nexus_ray.security.revocation import RevocationSettings
 from nexus_ray.security.settings import SecuritySettings
+from nexus_ray.security.throttle import ThrottleSettings
 from nexus_ray.security.tokens import TokenSettings
 
 _PREFIX = "NEXUS_"
@@ -107,6 +108,7 @@ class Settings(BaseSettings):
     tokens: TokenSettings = TokenSettings()
     security: SecuritySettings = SecuritySettings()
     revocation: RevocationSettings = RevocationSettings()
+    throttle: ThrottleSettings = ThrottleSettings()
     agents: RunnerSettings = RunnerSettings()
     goals: CoordinatorSettings = CoordinatorSettings()
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)

@@ -48,6 +48,7 @@ from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, 
 from nexus_ray.goals.ledger import Acceptance
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.front import FrontDoor
+from nexus_ray.security.throttle import ThrottleSettings
 
 log = get_logger("api.app")
 
@@ -75,7 +76,9 @@ class _Text(Response):
     media_type = "text/plain"
 
 
-def build_app(front: FrontDoor, settings: RuntimeSettings, public_url: str = "") -> FastAPI:
+def build_app(
+    front: FrontDoor, settings: RuntimeSettings, public_url: str = "", throttle: ThrottleSettings | None = None
+) -> FastAPI:
     """Return the application."""
     app = FastAPI(
         title="Nexus",
@@ -87,7 +90,7 @@ def build_app(front: FrontDoor, settings: RuntimeSettings, public_url: str = "")
         generate_unique_id_function=lambda route: route.name,
     )
     problems.install(app)
-    app.add_middleware(Gate, front=front, public_url=public_url)
+    app.add_middleware(Gate, front=front, public_url=public_url, throttle=throttle)
     app.add_middleware(Edge, settings=settings)
     _submit_route(app, front, settings)
     batch_route(app, front, settings)

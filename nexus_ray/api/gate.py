@@ -11,12 +11,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nexus_ray.api.problems import of_error
 from nexus_ray.audit.auditor import Scene, arrive
-from nexus_ray.core.errors import NexusError, NotFoundError
+from nexus_ray.core.clock import SystemClock
+from nexus_ray.core.errors import NexusError, NotFoundError, UnauthenticatedError
 from nexus_ray.core.identity import Session
 from nexus_ray.observe.traces import trace_id_of
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.dpop import Shown
 from nexus_ray.security.fetch import is_loopback_url
+from nexus_ray.security.throttle import Throttle, ThrottleSettings, claimed_name
 
 _ENCODED = re.compile(rb"%(?:2e|2f|5c|25|7f|[01][0-9a-f])", re.IGNORECASE)  # Dot, slash, backslash, percent, control.
 OPEN_PATHS = frozenset({"/health"})
@@ -26,10 +28,13 @@ _SESSION = "nexus.session"
 class Gate:
     """Stands between the edge and the routes."""
 
-    def __init__(self, app: ASGIApp, front: FrontDoor, public_url: str = "") -> None:
+    def __init__(
+        self, app: ASGIApp, front: FrontDoor, public_url: str = "", throttle: ThrottleSettings | None = None
+    ) -> None:
         self._app = app
         self._front = front
         self._public_url = public_url
+        self._throttle = Throttle(throttle or ThrottleSettings(), SystemClock())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a known caller through, and anybody to what is open."""
@@ -38,7 +43,7 @@ class Gate:
             return
         arrive(_scene(scope))
         try:
-            scope[_SESSION] = await self._front.identify(*_presented(scope, self._public_url))
+            scope[_SESSION] = await self._identify(scope)
             _check_path(scope)
         except NexusError as error:
             if scope["type"] == "http":
@@ -47,6 +52,25 @@ class Gate:
                 await send({"type": "websocket.close", "code": 1008, "reason": "authentication failed"})
             return
         await self._app(scope, receive, send)
+
+    async def _identify(self, scope: Scope) -> Session:
+        """Return who is calling; who has failed too often from here is not looked at."""
+        throttle = self._throttle
+        credential, shown = _presented(scope, self._public_url)
+        source = str((scope.get("client") or ("",))[0])
+        # Whom it says it names costs more to find out than most else here, and matters where something failed only.
+        is_watched = throttle.is_watching(source)
+        if is_watched and credential:
+            throttle.admit(source, claimed_name(credential))
+        try:
+            session = await self._front.identify(credential, shown)
+        except UnauthenticatedError:
+            if credential:
+                throttle.failed(source, claimed_name(credential))
+            raise
+        if is_watched:
+            throttle.succeeded(source, claimed_name(credential))
+        return session
 
 
 async def caller(request: Request) -> Session:

@@ -69,7 +69,7 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             auditor=open_auditor(settings, "gateway", clock),
             revocation=settings.revocation,
         )
-        made = build_app(front, settings.runtime, settings.security.public_url)
+        made = build_app(front, settings.runtime, settings.security.public_url, settings.throttle)
         # Where Serve has no proxy the replica listens itself.
         return made if has_proxy() else Listener(made, settings.runtime)
 

@@ -24,6 +24,7 @@ from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
 from nexus_ray.security.keys import KeySet, load_key_set, load_or_create_issuer_key
+from nexus_ray.security.throttle import ThrottleSettings
 from nexus_ray.security.tokens import TokenSettings, issue_token
 from tests.support.auditing import auditor_of
 from tests.support.in_process import InProcessFleet, in_process_fleet
@@ -110,6 +111,7 @@ def make_door(
     keys: KeySet | None = None,
     roles: dict[str, frozenset[str]] | None = None,
     front_fleet: Any = None,
+    throttle: ThrottleSettings | None = None,
     audit: AuditSettings | None = None,
 ) -> Door:
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -127,7 +129,7 @@ def make_door(
         trace_folder=folder / "traces",
         auditor=auditor_of(Settings(state_dir=folder, audit=audit or AuditSettings()), clock),
     )
-    return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0)), folder)
+    return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0), throttle=throttle), folder)
 
 
 @contextlib.asynccontextmanager

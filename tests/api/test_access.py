@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import httpx2
 import pytest
 
 from nexus_ray.core.clock import ManualClock, SystemClock
@@ -13,6 +14,7 @@ from nexus_ray.core.identity import Session
 from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.marks import Mark
 from nexus_ray.security.revocation import Revocations, RevocationSettings
+from nexus_ray.security.throttle import ThrottleSettings
 from tests.api.conftest import Door, is_problem, submit
 
 PATIENCE_S = 5.0
@@ -194,3 +196,27 @@ async def test_how_long_after_a_suspension_the_last_action_is_let_in() -> None:
     print(f"\nlast allowed action after a suspension, look every 50 ms: p50 {took[len(took) // 2] * 1000:.0f} ms,"
           f" p99 {took[-1] * 1000:.0f} ms over {len(took)}")  # fmt: skip
     assert len(took) == 60
+
+
+async def test_who_fails_too_often_is_told_to_wait_and_others_are_not(doors: Callable[..., Door]) -> None:
+    door = doors(throttle=ThrottleSettings(name_failures_max=3))
+    head, claims, signature = door.token("operator").split(".")
+    forged = {"Authorization": f"Bearer {head}.{claims}.{'A' * len(signature)}"}
+
+    async with door.client("operator") as ada, door.client("operator", name="eve") as eve, door.client() as stranger:
+        answers = [await stranger.get("/v1/goals", headers=forged) for _ in range(5)]
+        locked = await ada.get("/v1/goals")
+
+        assert [answer.status_code for answer in answers] == [401, 401, 401, 401, 429]
+        assert int(is_problem_of(answers[-1]).headers["retry-after"]) >= 1
+        assert locked.status_code == 429  # From the same address, under the same name.
+        assert (await eve.get("/v1/goals")).status_code == 200
+        assert (await stranger.get("/v1/goals")).status_code == 401
+        elsewhere = httpx2.ASGITransport(app=door.app, client=("203.0.113.9", 1))
+        async with httpx2.AsyncClient(transport=elsewhere, base_url="http://fleet", headers=ada.headers) as at_home:
+            assert (await at_home.get("/v1/goals")).status_code == 200
+
+
+def is_problem_of(response: httpx2.Response) -> httpx2.Response:
+    is_problem(response, 429, "resource_exhausted")
+    return response
