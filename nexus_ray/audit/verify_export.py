@@ -78,7 +78,8 @@ def read_checkpoint(text: str, key: Key) -> tuple[int, bytes]:
             signature = base64.b64decode(encoded, validate=True)
         except binascii.Error:
             continue
-        if dash == "\u2014" and name == key.origin and signature[:4] == key.identity:
+        is_plain = base64.b64encode(signature).decode() == encoded  # Not another spelling of the same bytes.
+        if is_plain and dash == "\u2014" and name == key.origin and signature[:4] == key.identity:
             try:
                 key.public.verify(signature[4:], f"{note}\n".encode())
                 return int(lines[1]), base64.b64decode(lines[2], validate=True)
