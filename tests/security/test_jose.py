@@ -102,7 +102,7 @@ def broken(token: str, key: dict[str, Any]) -> dict[str, str]:
         "NewLine": f"{token}\n", "Truncated": token[:-4], "Longer": f"{token}AAAA", "Doubled": f"{token}{signature}",
         "Zeros": f"{header}.{payload}.{b64(bytes(len(jose.decode(signature))))}",
     }  # fmt: skip
-    secret = json.dumps(key).encode() if key["kty"] != "oct" else b""
+    secret = json.dumps(key).encode()
     for name in ("HS256", "HS384", "HS512"):
         confused = f"{b64(json.dumps({**fields, 'alg': name}).encode())}.{payload}"
         found[f"Confused{name}"] = f"{confused}.{b64(hmac.digest(secret, confused.encode(), 'sha256'))}"
@@ -115,8 +115,29 @@ def test_of_the_public_vectors_the_valid_are_taken_and_nothing_else(group: dict[
     wrong = broken(group["valid"], group["key"]) | group["invalid"]
 
     assert is_taken(group["valid"], keys, rules())
+    assert all(is_taken(token, keys, rules()) for token in group.get("also_valid", {}).values())
     assert [name for name, token in wrong.items() if is_taken(token, keys, rules())] == []
     assert not is_taken(group["valid"], keys, rules(*(ALGORITHMS - {group["key"]["alg"]})))
+
+
+@pytest.mark.parametrize(("algorithm", "size", "order"), [
+    ("ES256", 32, 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551),
+    ("ES384", 48, 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973),
+])  # fmt: skip
+def test_no_r_and_s_at_the_edges_of_the_curve_are_a_signature(algorithm: str, size: int, order: int) -> None:
+    entry, sign = maker(algorithm)
+    keys = read_key_set({"keys": [entry]})
+    token = compact({"alg": algorithm, "kid": "k"}, b"foo", sign)
+    head, _, signature = token.rpartition(".")
+    r, s = jose.decode(signature)[:size], jose.decode(signature)[size:]
+    edges = [n.to_bytes(size, "big") for n in (0, 1, order - 1, order, order + 1, 2 ** (8 * size) - 1)]
+    # Of (r, s) and (r, n - s) both are right: that is ECDSA, and no token is told from another by its signature.
+    twin = (order - int.from_bytes(s)).to_bytes(size, "big")
+    wrong = [first + second for first in edges for second in edges]
+    wrong += [bytes(1) + r + bytes(1) + s, bytes(size) + r + bytes(size) + s, r + s + bytes(1), s + r, r, b""]
+
+    assert is_taken(f"{head}.{b64(r + twin)}", keys, rules())
+    assert [text.hex() for text in wrong if is_taken(f"{head}.{b64(text)}", keys, rules())] == []
 
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
