@@ -1,6 +1,8 @@
 """Access tokens of a real OpenID Connect provider, beside those of the local issuer."""
 
 import asyncio
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
 from nexus_ray.security import fetch
 from nexus_ray.security.authn import Authenticator
-from nexus_ray.security.keys import load_or_create_issuer_key
+from nexus_ray.security.keys import KeySet, load_or_create_issuer_key
+from nexus_ray.security.oidc import OidcIssuer
 from nexus_ray.security.settings import OidcProvider, SecuritySettings
-from nexus_ray.security.tokens import TokenSettings, issue_token
+from nexus_ray.security.tokens import LocalIssuer, TokenSettings, issue_token
+from tests.security.conftest import NOW
 from tests.security.oidc_server import OidcServer, claims_of
 
 
@@ -246,3 +250,39 @@ def test_providers_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("NEXUS_SECURITY__OIDC", '{"corp": {"issuer": "http://idp.example", "audience": "nexus"}}')
     with pytest.raises(InvalidArgumentError, match="not https"):
         load()
+
+
+def test_whatever_a_proved_token_claims_it_is_read_or_refused() -> None:
+    """A provider that has gone mad, or was broken into, harms nobody: it is one more refusal, never a crash."""
+    dice = random.Random(7)
+    settings = OidcProvider(
+        issuer="https://idp.example", audience="nexus", tenant_claim="tid", tenants={"a": "a-corp"},
+        roles_claim="realm.roles", roles={"r": ("reader",), "bad": ("two words",)}, acr_values=("mfa",),
+    )  # fmt: skip
+    corp = OidcIssuer("corp", settings, ManualClock())
+    local = LocalIssuer(KeySet({}), TokenSettings())
+    good = {
+        "iss": "https://idp.example", "aud": "nexus", "sub": "ann", "iat": NOW, "exp": NOW + 60, "nbf": NOW, "jti": "1",
+        "tid": "a", "acr": "mfa", "amr": ["pwd"], "auth_time": NOW, "realm": {"roles": ["r", "bad", "x"]},
+        "cnf": {"jkt": "k"}, "roles": ["reader"], "tenant": "main", "method": "token",
+    }  # fmt: skip
+    odd: list[Any] = [None, True, 0, -1, 1e308, 10**400, "", "a", "r", "\u202e", "x" * 300, [], ["r"], [[]], [None], {},
+                      {"roles": "r bad"}, {"roles": {"r": 1}}, {"jkt": []}, {"jkt": "k"}, ["nexus", {}],
+                      "nexus"]  # fmt: skip
+    read = corp.read(good, NOW)
+    assert (read.roles, read.tenant, read.acr, read.amr, read.key) == (("reader",), "a-corp", "mfa", ("pwd",), "k")
+
+    ends = Counter[str]()
+    for _ in range(3000):
+        claims = {**good, **{dice.choice(list(good)): dice.choice(odd) for _ in range(dice.randint(1, 3))}}
+        for issuer, named in ((corp, {}), (local, {"iss": "nexus-local"} if claims["iss"] == good["iss"] else {})):
+            try:
+                found = issuer.read({**claims, **named}, NOW)
+            except UnauthenticatedError:
+                ends["refused"] += 1
+            else:
+                ends["read"] += 1
+                assert found.subject and found.tenant and found.expires_at + 5 > NOW
+                assert set(found.roles) <= {"reader", "r"}
+
+    assert min(ends["refused"], ends["read"]) > 500, ends
