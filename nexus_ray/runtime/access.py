@@ -7,10 +7,12 @@ else. A caller rules over his own tenant; an admin of all tenants names one.
 import asyncio
 import contextlib
 from collections import OrderedDict
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import orjson
 
+from nexus_ray.audit.record import Retention
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, NexusError, ResourceExhaustedError
 from nexus_ray.core.identity import Session
@@ -88,7 +90,8 @@ class Access:
             seen = next((mark for mark in await self._marks(_SEEN) if mark.name == name), None)
             until = now + _UNSEEN_S if seen is None else seen.until
             told = {"id": id, "tenant": self._tenant(session, tenant), "by": session.principal, "at": now}
-            await self._put(Mark(SESSION, name, now, until, orjson.dumps(told)))
+            async with self._written_down(session, "session:revoke", id, self._tenant(session, tenant)):
+                await self._put(Mark(SESSION, name, now, until, orjson.dumps(told)))
             return {**told, "until": until}
 
     async def identities(self, session: Session) -> list[dict[str, Any]]:
@@ -112,7 +115,8 @@ class Access:
         with observe("identity.suspend", log=True, attributes={"nexus.principal": principal, "nexus.tenant": of}):
             now = self._clock.now()
             told = {"principal": _checked(principal), "tenant": of, "by": session.principal, "at": now}
-            await self._put(Mark(IDENTITY, name_of(of, principal), now, _FOR_GOOD, orjson.dumps(told)))
+            async with self._written_down(session, "identity:suspend", principal, of):
+                await self._put(Mark(IDENTITY, name_of(of, principal), now, _FOR_GOOD, orjson.dumps(told)))
             cancelled = await self._cancel_goals(of, principal, session.principal) if cancel_goals else 0
             return {**told, "goals_cancelled": cancelled}
 
@@ -123,7 +127,8 @@ class Access:
         with observe("identity.restore", log=True, attributes={"nexus.principal": principal, "nexus.tenant": of}):
             now = self._clock.now()
             told = {"principal": _checked(principal), "tenant": of, "by": session.principal, "at": now}
-            await self._put(Mark(IDENTITY, name_of(of, principal), now, now, orjson.dumps(told)))
+            async with self._written_down(session, "identity:restore", principal, of):
+                await self._put(Mark(IDENTITY, name_of(of, principal), now, now, orjson.dumps(told)))
             return {**told, "goals_cancelled": 0}
 
     async def close(self) -> None:
@@ -132,6 +137,11 @@ class Access:
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait([self._writing])
+
+    def _written_down(self, session: Session, action: str, who: str, of: str) -> AbstractAsyncContextManager[None]:
+        auditor = self._authorizer.auditor
+        name = auditor.principal(who) if action.startswith("identity:") else who
+        return auditor.change(session, action, name, retention=Retention.ADMINISTRATION, facts={"of": of})
 
     def _tenant(self, session: Session, tenant: str) -> str:
         """Return the tenant that is meant; another's is not there for whoever does not see it."""

@@ -219,3 +219,19 @@ async def test_who_may_not_read_the_log_is_refused(door: Door, method: str, path
         response = await client.request(method, path, json=body if method == "PUT" else None)
 
     is_problem(response, 403, "permission_denied")
+
+
+async def test_who_revokes_a_session_or_suspends_somebody_is_written_down(
+    door: Door, operator: httpx2.AsyncClient
+) -> None:
+    session = await door.front.identify(door.token("operator"))
+
+    await door.front.access.suspend(session, "bob")
+    await door.front.access.restore(session, "bob")
+    await door.front.access.revoke(session, "token-1")
+
+    found = [one for one in await written(door) if one["kind"] == "outcome"]
+    assert [(one["action"], one["resource"], one["outcome"]) for one in found] == [
+        ("identity:suspend", "bob", "ok"), ("identity:restore", "bob", "ok"), ("session:revoke", "token-1", "ok"),
+    ]  # fmt: skip
+    assert {one["retention"] for one in found} == {"administration"}

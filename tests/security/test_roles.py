@@ -34,9 +34,17 @@ def is_allowed(authorizer: Authorizer, who: Session, action: str) -> bool:
 def test_a_reader_reads_and_an_operator_does_the_rest(authorizer: Authorizer) -> None:
     reads = {action for action in ACTIONS if is_allowed(authorizer, session("reader"), action)}
 
-    of_people = {"session:read", "identity:read"}  # Who comes in is no business of everybody who may look.
+    # Who comes in is no business of everybody who may look.
+    of_people = {"session:read", "identity:read", "audit:read"}
     assert reads == {action for action in ACTIONS if action.endswith(":read")} - of_people
-    assert all(is_allowed(authorizer, session("operator"), action) for action in ACTIONS)
+    # Whose records are kept is for who looks at what operators did.
+    assert {action for action in ACTIONS if not is_allowed(authorizer, session("operator"), action)} == {"audit:hold"}
+
+
+def test_an_auditor_sees_what_was_done_and_does_nothing(authorizer: Authorizer) -> None:
+    granted = {action for action in ACTIONS if is_allowed(authorizer, session("auditor"), action)}
+
+    assert granted == {"audit:read", "audit:hold", "goal:read"}
 
 
 def test_an_approver_sees_what_is_asked_and_answers_it_and_no_more(authorizer: Authorizer) -> None:
