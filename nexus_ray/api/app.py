@@ -41,6 +41,7 @@ from nexus_ray.api.schemas import (
     goal_json,
 )
 from nexus_ray.api.submission import SUBMISSION_BODY, preferred_wait_s, read_submission
+from nexus_ray.api.tokens import token_routes
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import Session
@@ -101,6 +102,7 @@ def build_app(
     host_routes(app, front)
     access_routes(app, front)
     audit_routes(app, front)
+    token_routes(app, front)
     _fleet_routes(app, front)
     _service_routes(app, front)
     return app

@@ -1,6 +1,6 @@
 """The gate: finds out who is calling before anything else looks at the request.
 
-Law: deny by default. Only the one path that is named here is open, compared to the letter; a stranger gets the same
+Law: deny by default. Only the few paths that are named here are open, compared to the letter; a stranger gets the same
 401 for every other path, method and body, whether there is such a route or not.
 """
 
@@ -21,7 +21,9 @@ from nexus_ray.security.fetch import is_loopback_url
 from nexus_ray.security.throttle import Throttle, ThrottleSettings, claimed_name
 
 _ENCODED = re.compile(rb"%(?:2e|2f|5c|25|7f|[01][0-9a-f])", re.IGNORECASE)  # Dot, slash, backslash, percent, control.
-OPEN_PATHS = frozenset({"/health"})
+LOG_IN_PATHS = frozenset({"/v1/token", "/v1/saml/login", "/v1/saml/acs", "/v1/saml/metadata"})
+"""Where those ask who have no token yet."""
+OPEN_PATHS = LOG_IN_PATHS | {"/health"}
 _SESSION = "nexus.session"
 
 
@@ -39,6 +41,8 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a known caller through, and anybody to what is open."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+            if scope["type"] == "http" and scope["path"] in LOG_IN_PATHS:
+                arrive(_scene(scope))
             await self._app(scope, receive, send)
             return
         arrive(_scene(scope))

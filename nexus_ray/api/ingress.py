@@ -25,6 +25,7 @@ from nexus_ray.runtime.audit_link import open_auditor
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.fleet import RayFleet, ensure_control_plane
 from nexus_ray.runtime.front import FrontDoor
+from nexus_ray.runtime.log_ins import open_exchange
 from nexus_ray.runtime.state import prepare_state
 from nexus_ray.runtime.which_ledger import open_ledger
 from nexus_ray.security.authn import Authenticator
@@ -57,17 +58,20 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             ensure_control_plane(app_path, settings)
         app = load_app(app_path)
         clock = SystemClock()
+        ledger = open_ledger(settings, "gateway")
+        auditor = open_auditor(settings, "gateway", clock)
         front = FrontDoor(
             specs=Specs(app.agents, app.goals),
-            ledger=open_ledger(settings, "gateway"),
+            ledger=ledger,
             fleet=RayFleet(),
             authenticator=Authenticator.from_folder(settings.state_dir, settings.tokens, clock, settings.security),
             authorizer=Authorizer.from_folder(settings.state_dir),
             clock=clock,
             settings=settings.goals,
             trace_folder=settings.state_dir / "traces",
-            auditor=open_auditor(settings, "gateway", clock),
+            auditor=auditor,
             revocation=settings.revocation,
+            exchange=open_exchange(settings, ledger, clock, auditor),
         )
         made = build_app(front, settings.runtime, settings.security.public_url, settings.throttle)
         # Where Serve has no proxy the replica listens itself.

@@ -10,12 +10,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from nexus_ray.api.gate import OPEN_PATHS
+from nexus_ray.api.gate import LOG_IN_PATHS, OPEN_PATHS
 from nexus_ray.api.problems import MEDIA_TYPE
 from nexus_ray.api.schemas import FieldProblem, Problem
 
 _DESCRIPTION = """\
-Submit goals to a fleet of agents and follow them. Every route but `/health` takes a bearer token; all refusals are \
+Submit goals to a fleet of agents and follow them. Every route but `/health` and \
+those to log in takes a bearer token; all refusals are \
 problem documents (RFC 9457)."""
 _REFUSALS = {
     400: ("invalid_argument", "Not JSON", "the body is not JSON"),
@@ -96,7 +97,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     for path in OPEN_PATHS & found["paths"].keys():
         for operation in found["paths"][path].values():
             operation["security"] = []
-            operation["responses"].pop("401", None)
+            if path not in LOG_IN_PATHS:
+                operation["responses"].pop("401", None)
     return found
 
 

@@ -40,6 +40,7 @@ from nexus_ray.runtime.intake import Intake, SubmitRequest, Verdict, build_goal
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
 from nexus_ray.security.dpop import Shown
+from nexus_ray.security.exchange import Exchange
 from nexus_ray.security.revocation import RevocationSettings
 
 _FOLLOW_PAGE_ENTRIES = 1000
@@ -66,6 +67,7 @@ class FrontDoor:
         trace_folder: Path | None,
         auditor: Auditor,
         revocation: RevocationSettings | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._specs = specs
         self._ledger = ledger
@@ -79,6 +81,7 @@ class FrontDoor:
         self._feed = ChangeFeed(ledger)
         self._intake = Intake(ledger, fleet)
         self.access = Access(ledger, self._authorizer, clock, revocation)
+        self.exchange = exchange
         self.audit = AuditDesk(auditor, self._authorizer, self.goal, clock)
 
     async def identify(self, credential: str | None, shown: Shown | None = None) -> Session:
@@ -359,6 +362,8 @@ class FrontDoor:
         await self._intake.close()
         await self._feed.close()
         await self.access.close()
+        if self.exchange:
+            self.exchange.close()
         await self._auditor.close()
 
     @contextlib.asynccontextmanager

@@ -24,7 +24,7 @@ _DIGESTS = frozenset(
 _ELEMENTS_MAX = 3000  # Some thousand groups.
 _DEPTH_MAX = 20
 _ID_NAMES = frozenset({"id", "{http://www.w3.org/xml/1998/namespace}id"})
-_SIGNED_INFO = [f"{{{DS}}}{name}" for name in ("CanonicalizationMethod", "SignatureMethod", "Reference")]
+_SIGNED = [f"{{{DS}}}{name}" for name in ("CanonicalizationMethod", "SignatureMethod", "Reference")]
 _REFERENCE = [f"{{{DS}}}{name}" for name in ("Transforms", "DigestMethod", "DigestValue")]
 _SIGNATURE = [f"{{{DS}}}{name}" for name in ("SignedInfo", "SignatureValue")]
 
@@ -89,10 +89,10 @@ def _check_signature(signature: Any) -> None:
         [f"{{{DS}}}KeyInfo"],
     ):
         raise refused("signature_parts")  # An `Object` is where wrapped elements hide.
-    info = list(parts[0])
-    if [part.tag for part in info] != _SIGNED_INFO:
+    signed = list(parts[0])
+    if [part.tag for part in signed] != _SIGNED:
         raise refused("signed_info")
-    canonicalization, method, reference = info
+    canonicalization, method, reference = signed
     if canonicalization.get("Algorithm") != _EXCLUSIVE or method.get("Algorithm") not in _SIGNATURES or len(method):
         raise refused("signature_algorithm")
     # Never the empty one, which stands for the whole document.

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.security.fetch import check_url
 from nexus_ray.security.jwk import ALGORITHMS
+from nexus_ray.security.login import LdapSettings, SamlSettings
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")  # It ends up in a metric's label and before a principal's name.
 
@@ -81,6 +82,12 @@ class SecuritySettings(BaseModel):
 
     oidc: dict[str, OidcProvider] = {}
     """OpenID Connect providers by a name of ours; in the environment as JSON."""
+    ldap: LdapSettings = LdapSettings()
+    """A directory whose users log in at `POST /v1/token`; in the environment as JSON."""
+    saml: SamlSettings = SamlSettings()
+    """An identity provider whose users log in by browser at `/v1/saml/login`; in the environment as JSON."""
+    exchanged_s: float = Field(default=900.0, gt=0, le=86_400)
+    """Life of a token that such a log-in is exchanged for; who was removed there is let in here for so long."""
     public_url: str = ""
     """Address under which clients know the front door: what a DPoP proof names; needed for them beyond loopback."""
     proof_age_s: float = Field(default=60.0, gt=0, le=600)
