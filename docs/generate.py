@@ -10,7 +10,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -148,6 +148,8 @@ def _reasons(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _type(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is dict:
+        return "table by name"
     options = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
     name = " or ".join(getattr(kind, "__name__", str(kind)).lower() for kind in options)
     bounds = [
