@@ -26,7 +26,7 @@ from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.fleet import RayFleet, ensure_control_plane
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.runtime.log_ins import open_exchange
-from nexus_ray.runtime.state import prepare_state
+from nexus_ray.runtime.state import fleet_seal, prepare_state
 from nexus_ray.runtime.which_ledger import open_ledger
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
@@ -71,6 +71,7 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             trace_folder=settings.state_dir / "traces",
             auditor=auditor,
             revocation=settings.revocation,
+            seal=fleet_seal(settings),
             exchange=open_exchange(settings, ledger, clock, auditor),
         )
         made = build_app(front, settings.runtime, settings.security.public_url, settings.throttle)

@@ -1,14 +1,26 @@
 """The call context: who asks, until when, under which trace. It is born once at the edge and travels on.
 
-It crosses processes as headers, the first argument of every remote method, because context variables do not.
+It crosses processes as headers, the first argument of every remote method, because context variables do not. What
+outlives a call, or comes from afar, is sealed: with the fleet's key, for one subject, so that no header which anybody
+else wrote, or wrote for something else, is ever believed.
 """
 
+import hashlib
+import hmac
+import operator
 from dataclasses import dataclass
 
 from nexus_ray.core.deadline import Deadline
-from nexus_ray.core.identity import Session
+from nexus_ray.core.errors import PermissionDeniedError
+from nexus_ray.core.identity import MAIN_TENANT, Session
 
 Headers = dict[str, str]
+
+_SEAL = "seal"
+_SEALED = (
+    "session", "principal", "issuer", "roles", "expires", "deadline", "tenant", "method", "authenticated_at",
+    "acr", "amr",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +36,20 @@ class CallContext:
 
     def to_headers(self) -> Headers:
         """Return the context as text fields."""
+        session = self.session
         return {
-            "session": self.session.id,
-            "principal": self.session.principal,
-            "issuer": self.session.issuer,
-            "roles": " ".join(self.session.roles),
-            "expires": repr(self.session.expires_at),
+            "session": session.id,
+            "principal": session.principal,
+            "issuer": session.issuer,
+            "roles": " ".join(session.roles),
+            "expires": repr(session.expires_at),
             "deadline": repr(self.deadline.at),
             "traceparent": self.traceparent,
+            "tenant": session.tenant,
+            "method": session.method,
+            "authenticated_at": repr(session.authenticated_at),
+            "acr": session.acr,
+            "amr": " ".join(session.amr),
         }
 
     @classmethod
@@ -44,7 +62,54 @@ class CallContext:
                 issuer=headers["issuer"],
                 roles=tuple(headers["roles"].split()),
                 expires_at=float(headers["expires"]),
+                tenant=headers.get("tenant", MAIN_TENANT),
+                method=headers.get("method", "token"),
+                authenticated_at=float(headers.get("authenticated_at", "0")),
+                acr=headers.get("acr", ""),
+                amr=tuple(headers.get("amr", "").split()),
             ),
             deadline=Deadline(float(headers["deadline"])),
             traceparent=headers["traceparent"],
         )
+
+
+_fields = operator.itemgetter(*_SEALED)
+
+
+class ContextSeal:
+    """Seals contexts with the fleet's key (keyed BLAKE2b), and opens them."""
+
+    def __init__(self, key: bytes) -> None:
+        if not 32 <= len(key) <= 64:
+            raise ValueError("a key of the fleet has 32 to 64 bytes")
+        self._key = key
+
+    def sealed(self, headers: Headers, subject: str) -> Headers:
+        """Return headers that open for this subject, such as a goal's id, and for no other."""
+        return {**headers, _SEAL: self._sum(headers, subject)}
+
+    def opened(self, headers: Headers, subject: str, now: float) -> CallContext:
+        """Return the context that was sealed for a subject.
+
+        The trace is not covered: it says nothing about who may do what, and every hop writes its own.
+
+        Raises:
+            PermissionDeniedError: It was not, or its deadline has passed; `details["reason"]` says which.
+        """
+        shown = headers.get(_SEAL, "")
+        try:
+            is_ours = hmac.compare_digest(shown.encode(), self._sum(headers, subject).encode())
+            context = CallContext.from_headers(headers)
+        except (KeyError, ValueError):
+            is_ours = False
+        if not is_ours:
+            raise PermissionDeniedError("not allowed: the context is not the fleet's", reason="forged_context")
+        if context.deadline.at <= now:
+            raise PermissionDeniedError("not allowed: the context is over", reason="expired_context")
+        return context
+
+    def _sum(self, headers: Headers, subject: str) -> str:
+        # `repr` of a tuple: no field runs into the next, whatever is in it.
+        told = repr((subject, _fields(headers)))
+        # Keyed BLAKE2 is a MAC by itself (RFC 7693, 1), and takes a fifth of the time of OpenSSL's HMAC.
+        return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), key=self._key, digest_size=32).hexdigest()

@@ -32,6 +32,7 @@ from nexus_ray.goals.machine import (
     Stopped,
 )
 from nexus_ray.goals.ports import Dispatcher
+from nexus_ray.goals.rights import Rights
 from nexus_ray.goals.run import GoalRun, read_entries
 from nexus_ray.goals.saga import has_saga
 from nexus_ray.goals.spec import Specs
@@ -59,8 +60,13 @@ class Coordinator:
         clock: Clock,
         settings: CoordinatorSettings,
         hand_on: Callable[[Goal], None] = lambda goal: None,
+        rights: Rights | None = None,
     ) -> None:
-        """`hand_on` is told of goals that this host gave back, for their new owners to hear of."""
+        """`hand_on` is told of goals that this host gave back; `rights` says for whom goals act, None that it is open.
+
+        Without a front door there is nobody to act for.
+        """
+        self.rights = rights
         self.host = host
         self.specs = specs
         self.ledger = ledger
@@ -289,6 +295,8 @@ class Coordinator:
         if spec is None:
             return Raised(Failure("not_found", f"there is no goal type {goal.type!r} in this version of the app"))
         try:
+            if self.rights is not None:
+                self.rights.check(goal)
             entries = await read_entries(self.ledger, goal.id) if held.replays else {}
             is_stopped = held.machine.is_stopping
             if is_stopped and not has_saga(entries):

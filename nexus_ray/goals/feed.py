@@ -31,6 +31,14 @@ class News(asyncio.Event):
         super().clear()
         self.goals.clear()
 
+    async def come(self, wait_s: float) -> None:
+        """Return when there are news, or after a while."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.wait()
+        except TimeoutError:
+            pass
+
 
 class ChangeFeed:
     """Listens to the ledger for everybody in this process; used from one event loop only."""

@@ -147,6 +147,8 @@ class GoalRun:
             parent=self.goal.id,
             tenant=self.goal.tenant,
         )
+        if self._coordinator.rights is not None:
+            child = self._coordinator.rights.handed_on(self.goal, child)
         outcome = await self._outcome(child)
         result = TaskResult(
             step_key=step_key,

@@ -24,6 +24,7 @@ from nexus_ray.runtime.follow import watch_membership
 from nexus_ray.runtime.intake import SubmitRequest, build_goal
 from nexus_ray.runtime.peer import Peer, host_peer
 from nexus_ray.runtime.process import HostProcess
+from nexus_ray.runtime.state import fleet_seal
 from nexus_ray.runtime.wire import register
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
@@ -69,6 +70,7 @@ class DirectDoor:
             settings.state_dir, settings.tokens, process.clock, settings.security
         )
         self._authorizer = AuditedAuthorizer(Authorizer.from_folder(settings.state_dir), auditor)
+        self._seal = fleet_seal(settings)
         self._revocations = Revocations(process.ledger, settings.revocation, process.clock)
         self._callers: OrderedDict[str, _Caller] = OrderedDict()  # The one that was heard of last is last.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,7 +115,7 @@ class DirectDoor:
                 with observe("goal.submit") as operation:
                     goal = build_goal(
                         request, session, process.specs, self._settings.goals, process.clock.now(),
-                        operation.traceparent,
+                        operation.traceparent, self._seal,
                     )  # fmt: skip
                 goals.append((number, goal))
             except NexusError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.record import Retention
 from nexus_ray.core.clock import Clock
+from nexus_ray.core.context import ContextSeal
 from nexus_ray.core.errors import (
     FailedPreconditionError,
     NexusError,
@@ -67,6 +68,7 @@ class FrontDoor:
         trace_folder: Path | None,
         auditor: Auditor,
         revocation: RevocationSettings | None = None,
+        seal: ContextSeal | None = None,
         exchange: Exchange | None = None,
     ) -> None:
         self._specs = specs
@@ -77,6 +79,7 @@ class FrontDoor:
         self._auditor = auditor
         self._clock = clock
         self._settings = settings
+        self._seal = seal
         self._trace_folder = trace_folder
         self._feed = ChangeFeed(ledger)
         self._intake = Intake(ledger, fleet)
@@ -109,7 +112,7 @@ class FrontDoor:
             "goal.submit", traceparent=traceparent, log=True, attributes={"goal.type": request.type}
         ) as operation:
             now = self._clock.now()
-            goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
+            goal = build_goal(request, session, self._specs, self._settings, now, operation.traceparent, self._seal)
             operation.set({"goal.id": goal.id})
             (verdict,) = await self._accept(session, [goal])
             if isinstance(verdict, NexusError):
@@ -150,7 +153,8 @@ class FrontDoor:
             self._authorizer.authorize(session, "goal:submit", request.type)
             with observe("goal.submit", traceparent=traceparent, attributes={"goal.type": request.type}) as operation:
                 now = self._clock.now()
-                return build_goal(request, session, self._specs, self._settings, now, operation.traceparent)
+                trace = operation.traceparent
+                return build_goal(request, session, self._specs, self._settings, now, trace, self._seal)
         except NexusError as error:
             return error
 
@@ -171,7 +175,7 @@ class FrontDoor:
                 remaining_s = ends_at - self._clock.now()
                 if not pending or remaining_s <= 0:
                     return
-                await _until(news, min(remaining_s, _LOOK_AGAIN_S))
+                await news.come(min(remaining_s, _LOOK_AGAIN_S))
                 await asyncio.sleep(_GATHER_NEWS_S if news.goals else 0)
                 looked_for = pending & news.goals if news.goals else pending.copy()
                 news.clear()
@@ -252,7 +256,7 @@ class FrontDoor:
                 remaining_s = ends_at - self._clock.now()
                 if record.outcome is not None or remaining_s <= 0:
                     return record
-                await _until(news, min(remaining_s, _LOOK_AGAIN_S))
+                await news.come(min(remaining_s, _LOOK_AGAIN_S))
 
     async def follow(self, session: Session, goal_id: str, after_seq: int) -> AsyncIterator[Entry]:
         """Yield a goal's entries after `after_seq` as they come; end after `finished`.
@@ -276,7 +280,7 @@ class FrontDoor:
                     record = await self._record(session, goal_id)
                     if record.outcome is not None and not await self._ledger.journal(goal_id, after_seq, 1):
                         return  # The reader has seen the end before.
-                    await _until(news, _LOOK_AGAIN_S)
+                    await news.come(_LOOK_AGAIN_S)
 
     async def trace(self, session: Session, goal_id: str) -> list[dict[str, Any]]:
         """Return the spans of a goal, oldest first; empty where it was not sampled."""
@@ -389,11 +393,3 @@ class FrontDoor:
 def _of(session: Session) -> str:
     """Return whose goals a caller sees: those of one tenant, or all."""
     return "" if session.sees_all else session.tenant
-
-
-async def _until(event: asyncio.Event, wait_s: float) -> None:
-    try:
-        async with asyncio.timeout(wait_s):
-            await event.wait()
-    except TimeoutError:
-        pass

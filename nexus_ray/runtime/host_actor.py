@@ -14,6 +14,7 @@ import ray.util
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
 from nexus_ray.goals.goal import Goal
+from nexus_ray.goals.rights import Rights
 from nexus_ray.runtime.audit_link import open_auditor
 from nexus_ray.runtime.boot import configure_process, node_name, settle_down
 from nexus_ray.runtime.direct import DirectDoor
@@ -23,10 +24,11 @@ from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.peer import PeerCarrier
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
-from nexus_ray.runtime.state import socket_folder
+from nexus_ray.runtime.state import fleet_seal, socket_folder
 from nexus_ray.runtime.streams import Streams
 from nexus_ray.runtime.which_ledger import open_ledger
 from nexus_ray.runtime.wire import Methods, WireServer
+from nexus_ray.security.authz import Authorizer
 
 
 class AgentHost:
@@ -44,6 +46,7 @@ class AgentHost:
             ledger=open_ledger(settings, host),
             carrier=self._carrier,
             isolation=RayIsolation(app_path, settings, host),
+            rights=Rights(fleet_seal(settings), Authorizer.from_folder(settings.state_dir).authorize),
         )
         self._auditor = open_auditor(settings, host, self._process.clock)
         self._door = DirectDoor(self._process, settings, self._auditor)

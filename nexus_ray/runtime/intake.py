@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nexus_ray.core.context import CallContext
+from nexus_ray.core.context import CallContext, ContextSeal
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import InvalidArgumentError, NexusError, NotFoundError, UnavailableError
 from nexus_ray.core.identity import Session
@@ -40,9 +40,10 @@ class SubmitRequest:
 
 
 def build_goal(
-    request: SubmitRequest, session: Session, specs: Specs, settings: CoordinatorSettings, now: float, traceparent: str
-) -> Goal:
-    """Check a request and make the goal of it.
+    request: SubmitRequest, session: Session, specs: Specs, settings: CoordinatorSettings, now: float,
+    traceparent: str, seal: ContextSeal | None = None,
+) -> Goal:  # fmt: skip
+    """Check a request and make the goal of it; with a seal, its context is the caller's for this goal and no other.
 
     Raises:
         NotFoundError: There is no such goal type.
@@ -63,14 +64,16 @@ def build_goal(
         raise InvalidArgumentError(f"an idempotency key is 1 to {_IDEMPOTENCY_KEY_CHARACTERS_MAX} printable characters")
     payload = spec.payload.normalise(request.payload)
     deadline = Deadline.after(timeout_s, now)
+    goal_id = new_id("goal")
+    headers = CallContext(session, deadline, traceparent).to_headers()
     return Goal(
-        id=new_id("goal"),
+        id=goal_id,
         type=spec.type,
         payload=payload,
         principal=session.principal,
         accepted_at=now,
         deadline_at=deadline.at,
-        headers=CallContext(session, deadline, traceparent).to_headers(),
+        headers=headers if seal is None else seal.sealed(headers, goal_id),
         idempotency_key=key,
         tenant=session.home,
     )

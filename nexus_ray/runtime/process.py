@@ -21,6 +21,7 @@ from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.coordinator import Coordinator
 from nexus_ray.goals.goal import Goal
 from nexus_ray.goals.ledger import Ledger
+from nexus_ray.goals.rights import Rights
 from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.stream import WriteStream
 from nexus_ray.observe import metrics
@@ -49,6 +50,7 @@ class HostProcess:
         carrier: Carrier,
         isolation: Isolation | None = None,
         clock: Clock | None = None,
+        rights: Rights | None = None,
     ) -> None:
         self.host = host
         self._node = node
@@ -71,6 +73,7 @@ class HostProcess:
             clock=self.clock,
             settings=settings.goals,
             hand_on=self._hand_on,
+            rights=rights,
         )
         self._carrier = carrier
         self._given_back: list[Goal] = []

@@ -14,6 +14,7 @@ from typing import Any
 
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import SystemClock
+from nexus_ray.core.context import ContextSeal
 from nexus_ray.core.errors import AlreadyExistsError, FailedPreconditionError
 from nexus_ray.runtime.boot import FOLDERS
 from nexus_ray.security.authz import ensure_role_file
@@ -23,6 +24,7 @@ from nexus_ray.security.tokens import issue_token
 
 _PATH_BYTES_MAX = 100  # The kernel takes 107 for the whole path of a socket.
 _NAME_CHARACTERS_MAX = 40
+_CONTEXT_KEY = "context.key"
 _OPERATOR_TOKEN_S = 30 * 86_400 - 3600  # Under the longest that tokens may live; made anew at each start.
 
 
@@ -37,6 +39,8 @@ def prepare_state(settings: Settings) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     load_or_create_issuer_key(folder)
     ensure_role_file(folder)
+    if not (folder / _CONTEXT_KEY).exists():
+        write_private(folder / _CONTEXT_KEY, secrets.token_hex(32))
     ray_token = folder / "ray_token"
     if not ray_token.exists():
         write_private(ray_token, secrets.token_hex(32))
@@ -62,6 +66,21 @@ def socket_folder(state_dir: Path, name_characters: int = _NAME_CHARACTERS_MAX) 
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or not folder.is_dir():
         raise FailedPreconditionError(f"others have a hand in {folder}: remove it, and it is made anew")
     return folder
+
+
+def fleet_seal(settings: Settings) -> ContextSeal:
+    """Return the seal by which processes of this fleet know each other's contexts.
+
+    Raises:
+        FailedPreconditionError: There is no key, others can read it, or it is none.
+    """
+    path = settings.state_dir / _CONTEXT_KEY
+    try:
+        if path.stat().st_mode & 0o077:
+            raise FailedPreconditionError(f"others can read the key {path}: delete it, and `nexus up` makes a new one")
+        return ContextSeal(bytes.fromhex(path.read_text()))
+    except (OSError, ValueError):
+        raise FailedPreconditionError(f"there is no key {path}; `nexus up` makes it") from None
 
 
 def write_operator_token(settings: Settings) -> None:

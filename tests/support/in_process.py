@@ -18,6 +18,7 @@ from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, GoalRecord, Outcome
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.goals.rights import Rights
 from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
@@ -29,13 +30,15 @@ class InProcessFleet:
     """Implements `Carrier` and `front.Fleet` over hosts in this process."""
 
     def __init__(
-        self, app: App, ledger: Ledger, settings: Settings, isolation: Any = None, clock: Clock | None = None
+        self, app: App, ledger: Ledger, settings: Settings, isolation: Any = None, clock: Clock | None = None,
+        rights: Rights | None = None,
     ) -> None:
         self.app = app
         self.ledger = ledger
         self.settings = settings
         self.isolation = isolation
         self.clock = clock
+        self.rights = rights
         self.hosts_by_name: dict[str, HostProcess] = {}
         self.epoch = 0
         self.drained: set[str] = set()
@@ -43,7 +46,7 @@ class InProcessFleet:
     def add(self, name: str) -> HostProcess:
         host = HostProcess(
             host=name, node="here", app=self.app, settings=self.settings, ledger=self.ledger, carrier=self,
-            isolation=self.isolation, clock=self.clock,
+            isolation=self.isolation, clock=self.clock, rights=self.rights,
         )  # fmt: skip
         host.start()
         self.hosts_by_name[name] = host
