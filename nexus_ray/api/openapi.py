@@ -27,7 +27,7 @@ _REFUSALS = {
     413: ("invalid_argument", "Too large", "a body has at most 1048576 bytes"),
     415: ("invalid_argument", "Not a media type for this", "send application/json"),
     422: ("invalid_argument", "The request does not fit", "timeout_s: Input should be greater than 0"),
-    429: ("resource_exhausted", "Over a limit", "too many are waiting for goals here"),
+    429: ("resource_exhausted", "Over a limit", "too many failed attempts from here"),
     503: ("unavailable", "Not available now", "the ledger cannot write now"),
 }
 _RETRY_AFTER = {
@@ -60,7 +60,7 @@ def answer(
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of the problem documents with these statuses, and of those that every route has."""
     found: dict[int | str, dict[str, Any]] = {}
-    for status in sorted({*statuses, 401, 413, 503}):
+    for status in sorted({*statuses, 401, 413, 429, 503}):
         code, title, detail = _REFUSALS[status]
         example = {"type": f"urn:nexus:problem:{code}", "title": title, "status": status, "detail": detail}
         schema = {"$ref": "#/components/schemas/Problem"}
