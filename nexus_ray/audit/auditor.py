@@ -67,6 +67,12 @@ def arrive(scene: Scene) -> None:
     _scene.set(scene)
 
 
+def source_of_request() -> str:
+    """Return the address that this task's request came from, as it was told; empty where nobody told."""
+    scene = _scene.get()
+    return scene.source if scene is not None else ""
+
+
 class Auditor:
     """Brings records to a log; used from one event loop only."""
 
@@ -129,12 +135,7 @@ class Auditor:
         if self._writing is None or self._writing.done():
             # One call is under way at a time; what comes meanwhile goes into the next.
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="audit")
-        try:
-            async with asyncio.timeout(self._settings.answer_s_max):
-                return await waiting.numbers
-        except TimeoutError:
-            self.is_well = False
-            raise UnavailableError("the audit log does not answer; what is not written down is not done") from None
+        return await waiting.numbers
 
     async def _write(self) -> None:
         while self._waiting:
@@ -150,6 +151,10 @@ class Auditor:
             except BaseException as error:
                 self.is_well = False
                 self._noted = [*noted, *self._noted]  # Given twice, an entry stands once.
+                if isinstance(error, TimeoutError):
+                    # Nor would the next call be answered: who waits is told now, so nobody waits for two.
+                    together += self._waiting
+                    self._waiting.clear()
                 for one in together:
                     one.fail(error)
                 if not isinstance(error, Exception):
