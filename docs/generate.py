@@ -25,7 +25,8 @@ from nexus_ray.config import OTHER_VARIABLES, RuntimeSettings, Settings
 from nexus_ray.core.errors import error_classes
 from nexus_ray.goals.goal import GoalStatus
 from nexus_ray.observe.catalogue import METRICS
-from nexus_ray.security.authz import ACTIONS, ensure_role_file, load_roles
+from nexus_ray.security.authz import ensure_role_file, load_roles
+from nexus_ray.security.policy import ACTIONS
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 _MIB = 1024 * 1024

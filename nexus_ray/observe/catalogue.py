@@ -40,6 +40,7 @@ _ROWS = (
     Metric(
         "nexus_authz_decisions_total", "counter", ("resource_type", "operation", "decision"), "Authorization decisions"
     ),
+    Metric("nexus_policy_loads_total", "counter", ("result",), "Changed policies, taken into force or refused"),
     Metric(
         "nexus_security_violations_total", "counter", ("violation_type", "severity", "source"),
         "Callers refused, and signs of tampering",

@@ -1,36 +1,52 @@
-"""Authorization: what a session may do, by its roles; the roles stand in a file.
+"""Authorization: what a session may do, by the policy in the role file.
 
-Law: deny by default. An unknown role grants nothing, an unknown action is granted by nothing, `*` or not, and a file
-that cannot be read is refused at load.
+Law: deny by default; an unknown role, an unknown action, an engine that fails: no. A file that cannot be read is
+refused at load, and one that breaks later changes nothing.
 """
 
 import os
-import re
 import secrets
+import time
 import tomllib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from nexus_ray.audit.auditor import source_of_request
+from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, PermissionDeniedError
 from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
+from nexus_ray.observe.logs import get_logger
+from nexus_ray.security.policy import ACTIONS, NO_ROLE, Decision, Policy, PolicyEngine, PolicyRequest, parse_policy
+from nexus_ray.security.rego_engine import RegoEngine
 
-ACTIONS = (
-    "goal:submit", "goal:read", "goal:cancel", "goal:answer", "goal_type:read", "agent:read", "host:read", "host:drain",
-    "metrics:read", "trace:read", "audit:read", "audit:hold", "session:read", "session:revoke", "identity:read",
-    "identity:suspend", "identity:restore",
-)  # fmt: skip
+_KNOWN = frozenset(ACTIONS)
 _FILE = "roles.toml"
 _DEFAULT = """\
-# What each role may do. `*` stands only at the end. Changes are read when the fleet starts.
+# What each role may do: an action, or `type:*`, and if wanted a space and a resource such as `review.*`. A role may
+# be a table with `grants` and limits, and [[bindings]] give roles to principals and groups: see docs/policy.md.
+# A change is in force within seconds.
 [roles]
-reader = ["goal:read", "goal_type:read", "agent:read", "host:read", "metrics:read", "trace:read"]
+viewer = ["goal:read", "goal_type:read", "agent:read", "host:read", "metrics:read", "trace:read", "dashboard:read"]
+reader = ["goal:read", "goal_type:read", "agent:read", "host:read", "metrics:read", "trace:read", "dashboard:read"]
+submitter = ["goal:submit", "goal:read", "goal:cancel", "goal_type:read", "agent:ask"]
 approver = ["goal:read", "goal:answer"]
-auditor = ["audit:*", "goal:read"]
+auditor = ["audit:*", "goal:read", "policy:read"]
 operator = [
   "goal:*", "goal_type:*", "agent:*", "host:*", "metrics:*", "trace:*", "audit:read", "session:*", "identity:*",
+  "ledger:*", "policy:read", "dashboard:read", "job:*",
+]
+admin = [
+  "goal:*", "goal_type:*", "agent:*", "host:*", "metrics:*", "trace:*", "audit:*", "session:*", "identity:*",
+  "ledger:*", "policy:*", "dashboard:*", "job:*",
 ]
 """
-_GRANT = re.compile(r"[a-z_]+:([a-z_]+|\*)\Z")
+_LOOK_S = 1.0  # How often the file is looked at; a change is in force after that and the five seconds below.
+_REMEMBERED_S = 5.0  # Longest that a decision is remembered: the longest that an hour of a role begins or ends late.
+_REMEMBERED_MAX = 10_000  # Decisions, some 5 MiB.
+
+log = get_logger("security.authz")
 
 
 def ensure_role_file(folder: Path) -> None:
@@ -50,8 +66,8 @@ def ensure_role_file(folder: Path) -> None:
         os.unlink(temporary)
 
 
-def load_roles(folder: Path) -> dict[str, frozenset[str]]:
-    """Return what each role grants.
+def load_policy(folder: Path) -> Policy:
+    """Return the policy of a state folder, checked.
 
     Raises:
         FailedPreconditionError: There is no file, or it cannot be read.
@@ -66,54 +82,123 @@ def load_roles(folder: Path) -> dict[str, frozenset[str]]:
         raise FailedPreconditionError(f"the role file {path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # Not TOML, or not even text.
         raise InvalidArgumentError(f"{path}: {error}") from None
-    roles = table.get("roles")
-    if not isinstance(roles, dict) or set(table) != {"roles"}:
-        raise InvalidArgumentError(f"{path}: one table [roles] is what it holds")
-    granted = {}
-    for role, grants in roles.items():
-        if not is_role_name(role):
-            raise InvalidArgumentError(f"{path}: {role!r} is not a role: a name without spaces is")
-        if not isinstance(grants, list) or not all(isinstance(grant, str) and _GRANT.match(grant) for grant in grants):
-            raise InvalidArgumentError(f"{path}: role {role!r} is a list of actions such as 'goal:read' or 'goal:*'")
-        granted[role] = frozenset(grants)
-    return granted
+    try:
+        return parse_policy(table)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{path}: {error.message}") from None
 
 
-def is_role_name(text: str) -> bool:
-    """Tell whether a role may be called this; roles travel as one text, parted by spaces."""
-    return text.split() == [text]
+def load_roles(folder: Path) -> dict[str, frozenset[str]]:
+    """Return what each role grants, in the words of the file; see `load_policy` for what is refused."""
+    return load_policy(folder).grants
 
 
 class Authorizer:
-    """Decides by roles."""
+    """Decides by an engine, remembers that for seconds, and counts and logs each decision."""
 
-    def __init__(self, roles: dict[str, frozenset[str]]) -> None:
-        self._roles = roles
+    def __init__(
+        self, roles: Mapping[str, Iterable[str]], *, engine: PolicyEngine | None = None, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._engine = engine or RegoEngine(parse_policy({"roles": {role: list(g) for role, g in roles.items()}}))
+        self._roles = sorted(roles)
+        self._remembered: OrderedDict[tuple[object, ...], tuple[Decision, float]] = OrderedDict()
+        self._folder: Path | None = None
+        self._stamp: object = None
+        self._looked_at = 0.0
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Authorizer":
-        """Return an authorizer over the role file of a state folder."""
-        return cls(load_roles(folder))
+    def from_folder(cls, folder: Path, clock: Clock | None = None) -> "Authorizer":
+        """Return an authorizer over the role file of a state folder; it follows the file's changes."""
+        stamp = _stamp(folder)
+        policy = load_policy(folder)
+        made = cls(policy.grants, engine=RegoEngine(policy), clock=clock)
+        made._folder, made._stamp = folder, stamp
+        made._looked_at = made._clock.monotonic()
+        return made
 
     @property
     def roles(self) -> list[str]:
         """The roles there are."""
-        return sorted(self._roles)
+        return self._roles
+
+    @property
+    def revision(self) -> str:
+        """The revision of the policy that is in force."""
+        return self._engine.revision
+
+    def flush(self) -> None:
+        """Forget every decision, as when somebody may come in no more."""
+        self._remembered.clear()
 
     def authorize(self, session: Session, action: str, resource: str = "") -> None:
-        """Refuse what no role of the session grants.
+        """Refuse what the policy does not allow.
 
         Raises:
             PermissionDeniedError: Not allowed; `details` hold the action and a fixed reason.
         """
-        resource_type, _, operation = action.partition(":")
-        is_allowed = action in ACTIONS and any(
-            action in grants or f"{resource_type}:*" in grants
-            for grants in (self._roles.get(role, frozenset()) for role in session.roles)
-        )
+        started = time.perf_counter()
+        decision, is_remembered = self._decision(session, action, resource)
+        resource_type, _, operation = action.partition(":") if action in _KNOWN else ("unknown", "", "unknown")
+        verdict = "allow" if decision.is_allowed else "deny"
         metrics.count(
-            "nexus_authz_decisions_total",
-            resource_type=resource_type, operation=operation, decision="allow" if is_allowed else "deny",
+            "nexus_authz_decisions_total", resource_type=resource_type, operation=operation, decision=verdict
+        )
+        log.info(
+            "authz.decided", principal=session.principal, tenant=session.tenant, action=action, resource=resource,
+            decision=verdict, reason=decision.reason, revision=decision.revision, is_remembered=is_remembered,
+            duration_s=time.perf_counter() - started,
         )  # fmt: skip
-        if not is_allowed:
-            raise PermissionDeniedError("not allowed", action=action, resource=resource, reason="no_role_grants_it")
+        if not decision.is_allowed:
+            raise PermissionDeniedError("not allowed", action=action, resource=resource, reason=decision.reason)
+
+    def _decision(self, session: Session, action: str, resource: str) -> tuple[Decision, bool]:
+        now = self._clock.monotonic()
+        if self._folder is not None and now - self._looked_at >= _LOOK_S:
+            self._look(self._folder, now)
+        if action not in _KNOWN:
+            return Decision(False, NO_ROLE, self._engine.revision), False
+        request = PolicyRequest(
+            session.principal, session.roles, session.tenant, action, resource, source_of_request(), self._clock.now()
+        )
+        # The session stands in the key beside what is asked: what one is allowed is never another's answer.
+        key = (self._engine.revision, session.id, *request[:6])
+        known = self._remembered.get(key)
+        if known is not None and now - known[1] < _REMEMBERED_S:
+            return known[0], True
+        try:
+            decision = self._engine.decide(request)
+        except Exception:  # An engine promises not to raise; that this is no yes does not hang on its promise.
+            log.error("authz.engine_failed", exc_info=True)
+            return Decision(False, "engine_failed", self._engine.revision), False
+        self._remembered[key] = (decision, now)
+        if len(self._remembered) > _REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
+        return decision, False
+
+    def _look(self, folder: Path, now: float) -> None:
+        """Take a changed file into force; a broken one changes nothing but the log."""
+        self._looked_at = now
+        stamp = _stamp(folder)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            policy = load_policy(folder)
+            engine = RegoEngine(policy)
+        except (FailedPreconditionError, InvalidArgumentError) as error:
+            metrics.count("nexus_policy_loads_total", result="failure")
+            log.error("policy.refused", reason=error.message, revision=self._engine.revision)
+            return
+        metrics.count("nexus_policy_loads_total", result="success")
+        log.info("policy.loaded", revision=policy.revision, before=self._engine.revision)
+        self._engine, self._roles = engine, sorted(policy.grants)
+        self.flush()
+
+
+def _stamp(folder: Path) -> object:
+    try:
+        seen = (folder / _FILE).stat()
+    except OSError:
+        return None
+    return seen.st_mtime_ns, seen.st_size, seen.st_ino

@@ -13,10 +13,10 @@ from typing import Any
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.observe.logs import get_logger
-from nexus_ray.security.authz import is_role_name
 from nexus_ray.security.fetch import get_json, is_loopback_url
 from nexus_ray.security.jose import Rules, check_claims, refused, seconds
 from nexus_ray.security.jwk import Key, read_key_set
+from nexus_ray.security.policy import is_role_name
 from nexus_ray.security.settings import OidcProvider
 from nexus_ray.security.tokens import Claims, read_confirmation
 

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nexus_ray.core.errors import InvalidArgumentError
-from nexus_ray.security.authz import is_role_name
 from nexus_ray.security.jose import Rules, check_claims, parse, read_object, refused, seconds, verify
 from nexus_ray.security.jwk import Key, base64url
 from nexus_ray.security.keys import KeySet, SigningKey
+from nexus_ray.security.policy import is_role_name
 
 _ALGORITHM = "EdDSA"
 _TYPE = "nexus+jwt"

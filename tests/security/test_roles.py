@@ -9,7 +9,8 @@ import pytest
 
 from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, PermissionDeniedError
 from nexus_ray.core.identity import Session
-from nexus_ray.security.authz import ACTIONS, Authorizer, ensure_role_file, load_roles
+from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
+from nexus_ray.security.policy import ACTIONS
 
 
 def session(*roles: str) -> Session:
@@ -35,16 +36,18 @@ def test_a_reader_reads_and_an_operator_does_the_rest(authorizer: Authorizer) ->
     reads = {action for action in ACTIONS if is_allowed(authorizer, session("reader"), action)}
 
     # Who comes in is no business of everybody who may look.
-    of_people = {"session:read", "identity:read", "audit:read"}
-    assert reads == {action for action in ACTIONS if action.endswith(":read")} - of_people
+    of_people = {"session:read", "identity:read", "audit:read", "policy:read"}
+    for_operators = {"ledger:read"}
+    assert reads == {action for action in ACTIONS if action.endswith(":read")} - of_people - for_operators
     # Whose records are kept is for who looks at what operators did.
-    assert {action for action in ACTIONS if not is_allowed(authorizer, session("operator"), action)} == {"audit:hold"}
+    refused = {action for action in ACTIONS if not is_allowed(authorizer, session("operator"), action)}
+    assert refused == {"audit:hold", "dashboard:write"}
 
 
 def test_an_auditor_sees_what_was_done_and_does_nothing(authorizer: Authorizer) -> None:
     granted = {action for action in ACTIONS if is_allowed(authorizer, session("auditor"), action)}
 
-    assert granted == {"audit:read", "audit:hold", "goal:read"}
+    assert granted == {"audit:read", "audit:hold", "goal:read", "policy:read"}
 
 
 def test_an_approver_sees_what_is_asked_and_answers_it_and_no_more(authorizer: Authorizer) -> None:
