@@ -66,6 +66,14 @@ class RuntimeSettings(BaseModel):
     """Start Ray's dashboard, on loopback and behind Ray's token; `ray job submit` needs it."""
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
     """Port of Ray's dashboard; Ray's own default."""
+    dashboard_body_bytes_max: int = Field(default=100 * 1024 * 1024, ge=1)
+    """Largest package of a job that goes through `/ray/`; Ray takes no larger one."""
+    dashboard_answer_bytes_max: int = Field(default=256 * 1024 * 1024, ge=1)
+    """Most that `/ray/` passes on of one answer: logs are the longest of them."""
+    dashboard_s_max: float = Field(default=300.0, gt=0)
+    """Longest that one request to `/ray/` lasts: a large package over a slow line."""
+    dashboard_requests_max: int = Field(default=32, ge=1)
+    """Requests to `/ray/` at one time in a gateway, so that who looks takes no room from who submits goals."""
     ray_tls_folder: Path | None = None
     """Folder of `tls.crt`, `tls.key` and `ca.crt`, as cert-manager mounts them, that Ray's processes show each other; a
     certificate that is good on this machine only, from the state folder, where not given."""

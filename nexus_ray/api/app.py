@@ -5,6 +5,7 @@ Law: a route parses, asks and answers. Who is calling is found out before any ro
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -17,6 +18,7 @@ from nexus_ray.api.access import access_routes
 from nexus_ray.api.agents import agent_routes
 from nexus_ray.api.audit import audit_routes
 from nexus_ray.api.batch import batch_route
+from nexus_ray.api.dashboard import dashboard_routes
 from nexus_ray.api.gate import Gate, caller
 from nexus_ray.api.hosts import host_routes
 from nexus_ray.api.limits import Edge
@@ -78,9 +80,10 @@ class _Text(Response):
 
 
 def build_app(
-    front: FrontDoor, settings: RuntimeSettings, public_url: str = "", throttle: ThrottleSettings | None = None
-) -> FastAPI:
-    """Return the application."""
+    front: FrontDoor, settings: RuntimeSettings, public_url: str = "", throttle: ThrottleSettings | None = None,
+    ray_token: Path | None = None,
+) -> FastAPI:  # fmt: skip
+    """Return the application; `ray_token` is the file of the token for Ray's dashboard, where there is one."""
     app = FastAPI(
         title="Nexus",
         docs_url=None,
@@ -103,6 +106,7 @@ def build_app(
     access_routes(app, front)
     audit_routes(app, front)
     token_routes(app, front)
+    dashboard_routes(app, front, settings, ray_token)
     _fleet_routes(app, front)
     _service_routes(app, front)
     return app

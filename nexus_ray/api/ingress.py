@@ -74,7 +74,8 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             seal=fleet_seal(settings),
             exchange=open_exchange(settings, ledger, clock, auditor),
         )
-        made = build_app(front, settings.runtime, settings.security.public_url, settings.throttle)
+        ray_token = settings.state_dir / "ray_token"
+        made = build_app(front, settings.runtime, settings.security.public_url, settings.throttle, ray_token)
         # Where Serve has no proxy the replica listens itself.
         return made if has_proxy() else Listener(made, settings.runtime)
 

@@ -14,6 +14,7 @@ from nexus_ray.config import RuntimeSettings
 from nexus_ray.observe import metrics
 
 BATCH_PATH = "/v1/goals:batch"
+PACKAGE_PATHS = "/ray/api/packages/"
 SECURITY_HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -71,7 +72,7 @@ class Edge:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._settings
-        limit = settings.batch_bytes_max if scope["path"] == BATCH_PATH else settings.body_bytes_max
+        limit = _body_limit(scope["path"], settings)
         read = 0
 
         async def counted_receive() -> Message:
@@ -97,6 +98,12 @@ class Edge:
             await _too_large(scope, receive, send, limit)
         finally:
             self._in_flight -= 1
+
+
+def _body_limit(path: str, settings: RuntimeSettings) -> int:
+    if path == BATCH_PATH:
+        return settings.batch_bytes_max
+    return settings.dashboard_body_bytes_max if path.startswith(PACKAGE_PATHS) else settings.body_bytes_max
 
 
 def _is_longer(length: bytes, limit: int) -> bool:

@@ -38,6 +38,7 @@ from nexus_ray.runtime.audit_desk import AuditDesk
 from nexus_ray.runtime.audited import AuditedAuthorizer, accept_audited, strangers_noted
 from nexus_ray.runtime.fleet_port import Fleet
 from nexus_ray.runtime.intake import Intake, SubmitRequest, Verdict, build_goal
+from nexus_ray.runtime.ray_desk import RayDesk
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
 from nexus_ray.security.dpop import Shown
@@ -86,6 +87,7 @@ class FrontDoor:
         self.access = Access(ledger, self._authorizer, clock, revocation)
         self.exchange = exchange
         self.audit = AuditDesk(auditor, self._authorizer, self.goal, clock)
+        self.ray_desk = RayDesk(auditor, self._authorizer)
 
     async def identify(self, credential: str | None, shown: Shown | None = None) -> Session:
         """Return who is calling; `shown` tells how the credential came.

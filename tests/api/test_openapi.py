@@ -123,13 +123,15 @@ def test_whatever_is_sent_the_answer_is_one_that_the_document_names(standing: St
 
     holds()
     # No provider is configured here: that a log-in opens is seen in test_log_in.
+    # Nor is there a dashboard: test_dashboard has one. Holds are an auditor's: test_audit has them.
     wanted = {401} if path in LOG_IN_PATHS else {202} if path == "/v1/goals" and method == "post" else {200, 409}
+    wanted = {403, 404} if path.startswith(("/ray/", "/v1/audit/holds/")) else wanted
     assert seen & wanted, seen
 
 
 def test_every_route_stands_in_the_document() -> None:
     routes = {
-        (method.lower(), route.path)
+        (method.lower(), route.path_format)
         for route in build_app(None, RuntimeSettings()).routes  # type: ignore[arg-type]
         if isinstance(route, APIRoute)
         for method in route.methods
