@@ -158,9 +158,9 @@ class Authorizer:
             self._look(self._folder, now)
         if action not in _KNOWN:
             return Decision(False, NO_ROLE, self._engine.revision), False
-        request = PolicyRequest(
-            session.principal, session.roles, session.tenant, action, resource, source_of_request(), self._clock.now()
-        )
+        told = (session.principal, session.roles, session.tenant, action, resource)
+        # Narrowed, or each goal's id would be a decision of its own.
+        request = self._engine.narrow(PolicyRequest(*told, source_of_request(), self._clock.now()))
         # The session stands in the key beside what is asked: what one is allowed is never another's answer.
         key = (self._engine.revision, session.id, *request[:6])
         known = self._remembered.get(key)

@@ -60,6 +60,9 @@ class Decision(NamedTuple):
 class PolicyEngine(Protocol):
     """Decides by a policy."""
 
+    def narrow(self, request: PolicyRequest) -> PolicyRequest:
+        """Return a request without what the policy does not look at: all that are equal then are decided alike."""
+
     def decide(self, request: PolicyRequest) -> Decision:
         """Return the decision; what cannot be decided is denied, and nothing is raised."""
 

@@ -78,6 +78,10 @@ class RegoEngine:
         """See `PolicyEngine.revision`."""
         return self.policy.revision
 
+    def narrow(self, request: PolicyRequest) -> PolicyRequest:
+        """See `PolicyEngine.narrow`."""
+        return self.policy.narrow(request)
+
     def decide(self, request: PolicyRequest) -> Decision:
         """See `PolicyEngine.decide`."""
         narrowed = self.policy.narrow(request)

@@ -138,6 +138,9 @@ class _Counting:
         self.is_allowed = True
         self.fails = False
 
+    def narrow(self, request: PolicyRequest) -> PolicyRequest:
+        return request
+
     def decide(self, request: PolicyRequest) -> Decision:
         self.asked += 1
         if self.fails:
@@ -167,6 +170,21 @@ def test_a_decision_is_remembered_for_seconds_for_its_own_session_until_flushed(
     clock.advance(0.2)
 
     authorizer.authorize(ann, "goal:read")
+
+
+def test_a_resource_is_a_decision_of_its_own_only_where_the_policy_looks_at_it(clock: ManualClock) -> None:
+    engine = RegoEngine(parse_policy({"roles": {"lead": ["goal:read", "goal:submit review.*"]}}))
+    authorizer = Authorizer({}, engine=engine, clock=clock)
+    ann = Session("ann", "ann", "local", ("lead",), 9e9)
+
+    for name in ("a", "b", 'c"'):
+        authorizer.authorize(ann, "goal:read", name)
+    authorizer.authorize(ann, "goal:submit", "review.a")
+    with pytest.raises(PermissionDeniedError):
+        authorizer.authorize(ann, "goal:submit", "other")
+
+    reads, submits = (sum(action in key for key in authorizer._remembered) for action in ("goal:read", "goal:submit"))
+    assert (reads, submits) == (1, 2)
 
 
 def test_an_engine_that_fails_is_a_no_and_is_asked_again(clock: ManualClock) -> None:
