@@ -21,7 +21,7 @@ from nexus_ray.runtime.front import FrontDoor
 
 Caller = Annotated[Session, Depends(caller)]
 _SEQ_MAX = 2**62
-Text = Annotated[str, Query(max_length=400)]
+Text = Annotated[str, Query(max_length=400, description="Only records where it is this.")]
 HoldName = Annotated[str, Path(min_length=1, max_length=100, description="What the hold is called.")]
 _LINES = "application/x-ndjson"
 
@@ -103,6 +103,13 @@ _RECEIPT = {"record": orjson.dumps(_RECORD).decode(), "path": ["5d…"], "checkp
 _HOLD = {"name": "case-7", "field": "principal", "value": "ada", "reason": "", "by": "eve", "at": 1700000000.0}
 
 
+_EXPORT_EXAMPLE = '{"v":1,"seq":0,"kind":"event"}\n'
+
+
+class _Lines(StreamingResponse):
+    media_type = _LINES
+
+
 def audit_routes(app: FastAPI, front: FrontDoor) -> None:
     """Add the routes."""
     _reading(app, front)
@@ -141,13 +148,14 @@ def _reading(app: FastAPI, front: FrontDoor) -> None:
         tags=["audit"],
         openapi_extra=needs("audit:read"),
         responses={
-            200: answer(None, "The whole log, for `verify_export.py`.", media_type=_LINES),
+            200: answer(None, "The whole log, for `verify_export.py`.", _EXPORT_EXAMPLE, media_type=_LINES),
             **refusals(403),
         },
+        response_class=_Lines,
     )
     async def audit_export(session: Caller) -> Response:
         """Export the log as it is: every record to the letter, and every checkpoint."""
-        return StreamingResponse(await front.audit.export(session), media_type=_LINES)
+        return _Lines(await front.audit.export(session))
 
 
 def _proving(app: FastAPI, front: FrontDoor) -> None:

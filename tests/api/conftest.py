@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import nexus_ray as nexus
 from nexus_ray.api.app import build_app
+from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.config import RuntimeSettings, Settings
 from nexus_ray.core.clock import SystemClock
@@ -113,6 +114,7 @@ def make_door(
     front_fleet: Any = None,
     throttle: ThrottleSettings | None = None,
     audit: AuditSettings | None = None,
+    auditor: Auditor | None = None,
 ) -> Door:
     folder.mkdir(mode=0o700, exist_ok=True)
     load_or_create_issuer_key(folder)
@@ -127,7 +129,7 @@ def make_door(
         clock=clock,
         settings=fleet.settings.goals,
         trace_folder=folder / "traces",
-        auditor=auditor_of(Settings(state_dir=folder, audit=audit or AuditSettings()), clock),
+        auditor=auditor or auditor_of(Settings(state_dir=folder, audit=audit or AuditSettings()), clock),
     )
     return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0), throttle=throttle), folder)
 
@@ -151,8 +153,12 @@ async def fleet(tmp_path: Path) -> AsyncIterator[InProcessFleet]:
 @pytest.fixture
 async def doors(fleet: InProcessFleet, tmp_path: Path) -> AsyncIterator[Callable[..., Door]]:
     made: list[Door] = []
+    # One log for all of them, as a fleet has one.
+    auditor = auditor_of(Settings(state_dir=tmp_path / "state"), SystemClock())
 
     def make(**options: Any) -> Door:
+        if "audit" not in options:
+            options["auditor"] = auditor
         made.append(make_door(fleet, tmp_path / "state", **options))
         return made[-1]
 
