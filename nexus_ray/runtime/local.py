@@ -5,11 +5,13 @@ Law: everything that can be refused is refused before anything is started; all o
 
 import contextlib
 import errno
+import inspect
 import os
 import shutil
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
@@ -137,6 +139,7 @@ def start_ray(settings: Settings) -> None:
     """
     import ray
 
+    _free_agent_port()
     runtime = settings.runtime
     try:
         ray.init(
@@ -152,6 +155,21 @@ def start_ray(settings: Settings) -> None:
         )
     except Exception as error:
         raise UnavailableError(f"Ray did not start: {error}") from error
+
+
+def _free_agent_port() -> None:
+    """Have the node's agent take any free port: `ray.init` has no word for it, and all fleets of a machine the same one.
+
+    The second fleet's agent would do without its port, and `ray job submit` find "no available agent".
+    """
+    from ray._private.parameter import RayParams
+
+    made: Any = RayParams.__init__
+    names = [name for name, given in inspect.signature(made).parameters.items() if given.default is not given.empty]
+    made.__defaults__ = tuple(
+        0 if name == "dashboard_agent_listen_port" else value
+        for name, value in zip(names, made.__defaults__, strict=True)
+    )
 
 
 def start_control_plane(app_path: str, settings: Settings) -> None:
