@@ -158,7 +158,7 @@ def start_ray(settings: Settings) -> None:
 
 
 def _free_agent_port() -> None:
-    """Have the node's agent take any free port: `ray.init` has no word for it, and all fleets of a machine the same one.
+    """Have the node's agent take any free port: `ray.init` has no word for it, and by default all take the same one.
 
     The second fleet's agent would do without its port, and `ray job submit` find "no available agent".
     """
