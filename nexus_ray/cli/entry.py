@@ -7,6 +7,7 @@ import typer
 from nexus_ray.cli import (
     access,
     audit,
+    dashboard,
     demo,
     doctor,
     env,
@@ -38,6 +39,7 @@ app.command()(fleet.status)
 app.command()(env.env)
 app.command()(login.login)
 app.command()(login.logout)
+app.command()(dashboard.dashboard)
 app.command()(demo.demo)
 goal.verbs.command()(questions.questions)
 goal.verbs.command()(questions.answer)

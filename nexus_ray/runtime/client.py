@@ -95,7 +95,7 @@ class Connection:
         self._pause = pause
         self._jitter = jitter or random.Random()
         self._was_up = False
-        self._http = httpx2.Client(
+        self.http = httpx2.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=_TIMEOUT,
@@ -202,7 +202,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the sockets."""
-        self._http.close()
+        self.http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -238,7 +238,7 @@ class Connection:
         for attempt in range(1, _TRIES_MAX_ONCE_UP + 1):
             asked_s: float | None = None
             try:
-                response = self._http.request(method, path, **options)
+                response = self.http.request(method, path, **options)
             except httpx2.TransportError as error:
                 # What was sent may have been done: only a request that never arrived is repeated without a key.
                 can_repeat = is_repeatable or isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
@@ -374,7 +374,7 @@ class GoalHandle:
     def _stream(self, after: int) -> Iterator[dict[str, Any]]:
         headers = {"Last-Event-ID": str(after)} if after else {}
         timeout = httpx2.Timeout(_EVENTS_SILENCE_S, connect=5.0)
-        with self._connection._http.sse(f"{_path(self.id)}/events", headers=headers, timeout=timeout) as source:
+        with self._connection.http.sse(f"{_path(self.id)}/events", headers=headers, timeout=timeout) as source:
             if not source.response.is_success:
                 source.response.read()
                 raise problem(source.response)
