@@ -62,14 +62,14 @@ class _Caller:
 class DirectDoor:
     """The host's side; used from one event loop only."""
 
-    def __init__(self, process: HostProcess, settings: Settings, auditor: Auditor) -> None:
+    def __init__(self, process: HostProcess, settings: Settings, auditor: Auditor, authorizer: Authorizer) -> None:
         self._process = process
         self._auditor = auditor
         self._settings = settings
         self._authenticator = Authenticator.from_folder(
             settings.state_dir, settings.tokens, process.clock, settings.security
         )
-        self._authorizer = AuditedAuthorizer(Authorizer.from_folder(settings.state_dir), auditor)
+        self._authorizer = AuditedAuthorizer(authorizer, auditor)
         self._seal = fleet_seal(settings)
         self._revocations = Revocations(process.ledger, settings.revocation, process.clock)
         self._callers: OrderedDict[str, _Caller] = OrderedDict()  # The one that was heard of last is last.

@@ -38,6 +38,7 @@ class AgentHost:
         configure_process(settings, host)
         self._streams = Streams(host)
         self._carrier = PeerCarrier(self._streams)
+        authorizer = Authorizer.from_folder(settings.state_dir)
         self._process = HostProcess(
             host=host,
             node=node_name(),
@@ -46,10 +47,10 @@ class AgentHost:
             ledger=open_ledger(settings, host),
             carrier=self._carrier,
             isolation=RayIsolation(app_path, settings, host),
-            rights=Rights(fleet_seal(settings), Authorizer.from_folder(settings.state_dir).authorize),
+            rights=Rights(fleet_seal(settings), authorizer.authorize),
         )
         self._auditor = open_auditor(settings, host, self._process.clock)
-        self._door = DirectDoor(self._process, settings, self._auditor)
+        self._door = DirectDoor(self._process, settings, self._auditor, authorizer)
         self._socket = socket_folder(settings.state_dir) / f"{host}.sock"
         # Not this actor's methods: Ray wraps those, and the wrapper costs as much as the call.
         process = self._process

@@ -19,6 +19,7 @@ from nexus_ray.runtime.front import SubmitRequest
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess
 from nexus_ray.runtime.state import prepare_state
+from nexus_ray.security.authz import Authorizer
 from nexus_ray.security.keys import load_or_create_issuer_key
 from nexus_ray.security.tokens import issue_token
 from tests.support.auditing import auditor_of
@@ -31,7 +32,7 @@ class Bench:
         self.host = host
         self.clock = clock
         self.auditor = auditor_of(settings, clock)
-        self.door = DirectDoor(host, settings, self.auditor)
+        self.door = DirectDoor(host, settings, self.auditor, Authorizer.from_folder(settings.state_dir))
         self._settings = settings
 
     def token(self, role: str = "operator") -> str:
