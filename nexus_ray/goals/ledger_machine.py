@@ -141,22 +141,27 @@ class LedgerMachine:
 
     def needs(self, calls: Sequence[Call]) -> Needs:
         """Return what these calls are decided by and is not known here."""
+        # Each is looked up by itself: to take all that is known from a set walks through all that is known.
         needs = Needs()
+        standings, versions = self.standings, self.versions
         for call in calls:
             match call:
                 case Accept(goals):
-                    needs.goals.update(goal.id for goal in goals)
-                    needs.keys.update(_key(goal) for goal in goals if goal.idempotency_key)
+                    for goal in goals:
+                        if goal.id not in standings:
+                            needs.goals.add(goal.id)
+                        if goal.idempotency_key and (key := _key(goal)) not in self.keyed:
+                            needs.keys.add(key)
                 case Append(_, writes):
                     for write in writes:
-                        needs.goals.add(write.goal_id)
+                        if write.goal_id not in standings:
+                            needs.goals.add(write.goal_id)
                         if type(write) is Step:
                             needs.steps.add((write.goal_id, write.step_key))
                             if write.state is not None:
-                                needs.agents.add((write.state.agent.type, write.state.agent.key))
-        needs.goals -= self.standings.keys()
-        needs.keys -= self.keyed.keys()
-        needs.agents -= self.versions.keys()
+                                agent = (write.state.agent.type, write.state.agent.key)
+                                if agent not in versions:
+                                    needs.agents.add(agent)
         return needs
 
     def load_standing(self, goal_id: str, standing: Standing) -> None:
