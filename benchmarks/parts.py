@@ -46,9 +46,6 @@ from nexus_ray.security.tokens import issue_token
 SECTION = "parts"
 _CONCURRENCY = 8
 _TRACING_PERCENT_MAX = 5.0
-_SECURITY_MS_MAX = 0.35
-_AUDIT_APPEND_US_MAX = 100.0
-_AUDIT_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +72,7 @@ VARIANTS = (EVERYTHING, NO_SECURITY, NO_TRACES, RATIO_ONLY, NO_LEDGER, NO_AUDIT)
 def run(folder: Path, is_quick: bool) -> list[Row]:
     # The loop that Ray gives its async actors, and so the hosts; it comes with `ray[serve]`.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        made = runner.run(_rounds(folder, is_quick))
-    appended = asyncio.run(_appends(folder / "audit", 10 if is_quick else 50))
-    return made + _calls(folder, 50 if is_quick else 1_000) + [appended]
-
-
-async def _appends(folder: Path, rounds: int) -> Row:
-    """Write records, as many callers at once as a busy front door has; each waits for the disk."""
-    settings = _settings(folder, EVERYTHING)
-    log = here(functools.partial(open_audit_file, settings))
-    auditor = Auditor(log, settings.audit, SystemClock(), load_salt(settings), "direct")
-    session = Session("none", "benchmark", "none", ("operator",), 9e9)
-    taken = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        entries = [auditor.entry(session, "goal:submit", "fan_out", goal=new_id("goal")) for _ in range(_AUDIT_AT_ONCE)]
-        await asyncio.gather(*(auditor.append([entry]) for entry in entries))
-        taken.append((time.perf_counter() - started) / _AUDIT_AT_ONCE * 1e6)
-    await auditor.close()
-    title = f"a record written to disk, {_AUDIT_AT_ONCE} callers at once"
-    return Row(SECTION, title, "µs", summarise(taken), Target("at_most", _AUDIT_APPEND_US_MAX))
+        return runner.run(_rounds(folder, is_quick))
 
 
 async def _rounds(folder: Path, is_quick: bool) -> list[Row]:
@@ -148,32 +126,6 @@ def rows(seen: dict[Variant, list[Round]]) -> list[Row]:
     ]
 
 
-def _calls(folder: Path, count: int) -> list[Row]:
-    """Authenticate and authorize, each call alone: a token that was never seen, and one that was."""
-    settings = _settings(folder / "calls", EVERYTHING)
-    prepare_state(settings)
-    clock = SystemClock()
-    key = load_or_create_issuer_key(settings.state_dir)
-    authenticator = Authenticator.from_folder(settings.state_dir, settings.tokens, clock)
-    authorizer = Authorizer.from_folder(settings.state_dir)
-    now = clock.now()
-    tokens = [issue_token(key, settings.tokens, "benchmark", ["operator"], 600.0, now) for _ in range(count)]
-
-    def timed() -> list[float]:
-        taken = []
-        for token in tokens:
-            started = time.perf_counter()
-            authorizer.authorize(authenticator.authenticate(token), "goal:submit", "fan_out")
-            taken.append((time.perf_counter() - started) * 1e3)
-        return taken
-
-    target = Target("at_most", _SECURITY_MS_MAX)
-    return [
-        Row(SECTION, "authenticate and authorize, new token", "ms", summarise(timed()), target),
-        Row(SECTION, "authenticate and authorize, token seen before", "ms", summarise(timed()), target),
-    ]
-
-
 def _settings(folder: Path, variant: Variant) -> Settings:
     observe = {"sampled_roots_per_s": variant.sampled_roots_per_s, "sample_ratio": variant.sample_ratio}
     chosen = {name: value for name, value in observe.items() if value is not None}
@@ -201,14 +153,14 @@ class _Everybody(Authenticator):
         return Session("none", "everybody", "none", ("operator",), 9e9)
 
 
-class _Anything(Authorizer):
+class Anything(Authorizer):
     """Allows everything."""
 
     def authorize(self, session: Session, action: str, resource: str = "") -> None:
         return None
 
 
-class _NoAuditor(Auditor):
+class NoAuditor(Auditor):
     """Writes nothing down."""
 
     def entry(self, *_: Any, **__: Any) -> Entry:
@@ -230,10 +182,9 @@ _NOTHING = Entry("none", Kind.EVENT, 0.0, "none")
 class _OpenDoor(DirectDoor):
     """A door that lets everybody in: for the benchmark only."""
 
-    def __init__(self, process: HostProcess, settings: Settings, auditor: Auditor) -> None:
-        super().__init__(process, settings, auditor)
+    def __init__(self, process: HostProcess, settings: Settings, auditor: Auditor, authorizer: Authorizer) -> None:
+        super().__init__(process, settings, auditor, authorizer)
         self._authenticator = _Everybody.from_folder(settings.state_dir, settings.tokens, process.clock)
-        self._authorizer = _Anything.from_folder(settings.state_dir)
 
 
 class _Callers:
@@ -270,10 +221,11 @@ async def _hosts(folder: Path, variant: Variant) -> AsyncIterator[_Callers]:
         carrier.hosts[name].start()
     members = tuple(Member(name, "here", "") for name in carrier.hosts)
     make_door = DirectDoor if variant.is_secured else _OpenDoor
-    make_auditor = Auditor if variant.is_audited else _NoAuditor
+    make_auditor = Auditor if variant.is_audited else NoAuditor
     log = here(functools.partial(open_audit_file, settings))
     auditor = make_auditor(log, settings.audit, SystemClock(), load_salt(settings), "direct")
-    doors = [make_door(host, settings, auditor) for host in carrier.hosts.values()]
+    authorizer = (Authorizer if variant.is_secured else Anything).from_folder(settings.state_dir)
+    doors = [make_door(host, settings, auditor, authorizer) for host in carrier.hosts.values()]
     key = load_or_create_issuer_key(folder)
     token = issue_token(key, settings.tokens, "benchmark", ["operator"], 600.0, time.time())
     try:

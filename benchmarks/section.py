@@ -22,6 +22,7 @@ MODULES = {
     "carrier": "benchmarks.carrier",
     "front-door": "benchmarks.front_door",
     "parts": "benchmarks.parts",
+    "identity": "benchmarks.identity",
 }
 CONTAINED = ("against-ray",)  # In `contenders`, which is slower: a whole run has no need of it.
 
