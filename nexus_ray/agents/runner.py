@@ -27,6 +27,7 @@ from nexus_ray.core.errors import (
     InvalidArgumentError,
     NexusError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     TaskFailedError,
     UnavailableError,
@@ -43,6 +44,7 @@ log = get_logger("agents.runner")
 # What a task's failure says by its own code; anything else is a fault of ours.
 _TOLD = (
     TaskFailedError, DeadlineExceededError, InvalidArgumentError, UnavailableError, NotFoundError, DataLossError,
+    PermissionDeniedError,
 )  # fmt: skip
 
 
@@ -83,7 +85,10 @@ class AgentRunner:
         clock: Clock,
         settings: RunnerSettings,
         isolation: Isolation | None = None,
+        admit: Callable[[TaskOrder], None] = lambda order: None,
     ) -> None:
+        """`admit` raises `PermissionDeniedError` for an order that its sender may not give."""
+        self._admit = admit
         self._specs = specs
         self._host = host
         self._recorder = recorder
@@ -153,10 +158,13 @@ class AgentRunner:
         if self._is_draining:
             raise UnavailableError("the host is draining", host=self._host)
         spec = self._specs.get(order.agent.type)
-        if spec is None:
+        try:
+            if spec is None:
+                raise NotFoundError(f"there is no agent type {order.agent.type!r}")
+            self._admit(order)
+        except (NotFoundError, PermissionDeniedError) as error:
             now = self._clock.now()
-            failure = self._failure(order, NotFoundError(f"there is no agent type {order.agent.type!r}"), 0)
-            return TaskResult(order.step_key, b"", failure, self._host, 0, now, now)
+            return TaskResult(order.step_key, b"", self._failure(order, error, 0), self._host, 0, now, now)
         activation = self._activation(order, spec)
         with observe(
             "agent.interaction", traceparent=order.headers.get("traceparent", ""), agent_type=spec.type

@@ -74,6 +74,16 @@ class CallContext:
 
 
 _fields = operator.itemgetter(*_SEALED)
+_shown = operator.itemgetter(*_SEALED, _SEAL)
+
+
+def what_is_sealed(headers: Headers) -> tuple[str, ...]:
+    """Return what a seal covers, and the seal: headers equal in this open alike; nothing where one is missing."""
+    try:
+        shown: tuple[str, ...] = _shown(headers)
+    except KeyError:
+        return ()
+    return shown
 
 
 class ContextSeal:

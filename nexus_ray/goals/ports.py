@@ -87,6 +87,14 @@ class Run(Protocol):
         """Tell followers something that decides nothing."""
         ...
 
+    def check_may_ask(self, agent_type: str) -> None:
+        """Refuse an agent type that whoever the goal acts for may not ask.
+
+        Raises:
+            PermissionDeniedError: Not allowed.
+        """
+        ...
+
     def agent_spec(self, name: str) -> AgentSpec | None:
         """Return an agent type by its name."""
         ...

@@ -179,6 +179,11 @@ class GoalRun:
         """Tell followers something; a run that replays says it again, which harms nobody."""
         self._coordinator.stream.tell(Note(self.goal.id, self.clock.now(), body, kind))
 
+    def check_may_ask(self, agent_type: str) -> None:
+        """Refuse an agent type that whoever the goal acts for may not ask."""
+        if self._coordinator.rights is not None:
+            self._coordinator.rights.may_ask(self.goal, agent_type)
+
     def agent_spec(self, name: str) -> AgentSpec | None:
         """Return an agent type by its name."""
         return self._coordinator.specs.agents.get(name)

@@ -59,6 +59,11 @@ async def saga(team: "Team", run: Run, steps: Sequence[SagaStep]) -> list[Any]:
     actions = [team.prepare(*step.action) for step in steps]
     undoing = [None if step.compensation is None else team.prepare(*step.compensation) for step in steps]
     key = _PREFIX + team.step_key("saga", dump_json([_told(one) for one in (*actions, *undoing)]))
+    if run.entry(f"{key}.do0") is None:
+        # Nor must what may not be asked. Once it has begun it is not asked for here again: there is something to undo.
+        for one in (*actions, *undoing):
+            if one is not None:
+                team.check_may_ask(one.spec.type)
     turned = run.entry(_turn_key(key))
     if turned is None:
         end = await _forward(team, run, key, steps, [action.name for action in actions])

@@ -56,6 +56,7 @@ class Team:
         self._run = run
         self._keys = StepKeys()
         self._specs: dict[AgentRef, AgentSpec] = {}  # What was asked before, so that each ask is one look-up.
+        self._allowed: set[str] = set()  # Agent types that may be asked.
         self._asking: set[asyncio.Future[Any]] = set()  # What is waited for now.
         self._headers = {**run.goal.headers, "traceparent": run.traceparent}
         self._questions: set[str] = set()  # The keys of what people were asked.
@@ -81,6 +82,7 @@ class Team:
             TaskFailedError: It failed for good; `details` say what failed, where and how often it was tried.
             InvalidArgumentError: The payload does not fit the agent.
             NotFoundError: There is no such agent type.
+            PermissionDeniedError: Whoever submitted the goal may not ask it.
         """
         return await self.begin(agent, payload, key=key, timeout_s=timeout_s)
 
@@ -94,6 +96,7 @@ class Team:
         Raises:
             InvalidArgumentError: The payload does not fit the agent.
             NotFoundError: There is no such agent type.
+            PermissionDeniedError: Whoever submitted the goal may not ask it.
         """
         prepared = self.prepare(agent, payload, key)
         spec, _, body = prepared
@@ -122,6 +125,8 @@ class Team:
             return answer
         if self._is_closed or (self._run.is_stopped and not undoes):
             return self._not_asked()
+        if spec.type not in self._allowed:
+            self.check_may_ask(spec.type)
         is_private = spec.options.scope == "goal"
         order = TaskOrder(
             self.goal_id,
@@ -133,6 +138,15 @@ class Team:
             is_private,
         )
         return Asked(self._run, spec, order, self._asking)
+
+    def check_may_ask(self, agent_type: str) -> None:
+        """Refuse an agent type that the goal may not ask; once for all asks of a run.
+
+        Raises:
+            PermissionDeniedError: Its submitter lacks `agent:ask` for it.
+        """
+        self._run.check_may_ask(agent_type)
+        self._allowed.add(agent_type)
 
     async def goal(self, goal: GoalRef, payload: Any = None, *, timeout_s: float | None = None) -> Any:
         """Submit a goal of this goal, wait for its outcome and return its result.
@@ -283,6 +297,7 @@ class Team:
         Raises:
             SagaFailedError: `details` name the action that `failed`, what was `compensated` and `not_compensated`.
             InvalidArgumentError, NotFoundError: A step is malformed; nothing was begun.
+            PermissionDeniedError: An action or a compensation may not be asked; nothing was begun.
         """
         return await saga(self, self._run, steps)
 

@@ -13,9 +13,11 @@ import ray.util
 
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
+from nexus_ray.core.clock import SystemClock
 from nexus_ray.goals.goal import Goal
 from nexus_ray.goals.rights import Rights
 from nexus_ray.runtime.audit_link import open_auditor
+from nexus_ray.runtime.audited import AuditedAuthorizer
 from nexus_ray.runtime.boot import configure_process, node_name, settle_down
 from nexus_ray.runtime.direct import DirectDoor
 from nexus_ray.runtime.follow import follow_membership
@@ -39,6 +41,7 @@ class AgentHost:
         self._streams = Streams(host)
         self._carrier = PeerCarrier(self._streams)
         authorizer = Authorizer.from_folder(settings.state_dir)
+        self._auditor = open_auditor(settings, host, SystemClock())
         self._process = HostProcess(
             host=host,
             node=node_name(),
@@ -47,9 +50,8 @@ class AgentHost:
             ledger=open_ledger(settings, host),
             carrier=self._carrier,
             isolation=RayIsolation(app_path, settings, host),
-            rights=Rights(fleet_seal(settings), authorizer.authorize),
+            rights=Rights(fleet_seal(settings), AuditedAuthorizer(authorizer, self._auditor).authorize),
         )
-        self._auditor = open_auditor(settings, host, self._process.clock)
         self._door = DirectDoor(self._process, settings, self._auditor, authorizer)
         self._socket = socket_folder(settings.state_dir) / f"{host}.sock"
         # Not this actor's methods: Ray wraps those, and the wrapper costs as much as the call.

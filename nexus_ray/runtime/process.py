@@ -60,8 +60,9 @@ class HostProcess:
         self.ledger = ledger
         self.stream = WriteStream(ledger, host, self.clock)
         self.runner = AgentRunner(
-            app.agents, host=host, recorder=self.stream, clock=self.clock, settings=settings.agents, isolation=isolation
-        )
+            app.agents, host=host, recorder=self.stream, clock=self.clock, settings=settings.agents,
+            isolation=isolation, admit=(lambda order: None) if rights is None else rights.admit,
+        )  # fmt: skip
         self._pulse = Pulse()
         self.post = PostOffice(host, self.runner, carrier, Beside(host, self.runner, settings.agents, self._pulse))
         self.coordinator = Coordinator(
