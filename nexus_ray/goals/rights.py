@@ -45,7 +45,7 @@ class Rights:
         """`authorize(session, action, resource)` raises `PermissionDeniedError` where that is not allowed."""
         self._seal = seal
         self._authorize = authorize
-        self._clock = clock or SystemClock()
+        self._monotonic = (clock or SystemClock()).monotonic
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._forget_at = 0.0
 
@@ -78,7 +78,13 @@ class Rights:
         Raises:
             PermissionDeniedError: The submitter may not, or the order's context is not one that the fleet sealed.
         """
-        self._check_ask(order.goal_id, order.headers, order.agent.type)
+        # All orders of one parcel and one goal share their headers, so that nearly always it is the same object.
+        known = self._known.get(order.goal_id)
+        if (
+            known is None or order.headers is not known.headers or order.agent.type not in known.allowed
+            or self._monotonic() >= self._forget_at
+        ):  # fmt: skip
+            self._check_ask(order.goal_id, order.headers, order.agent.type)
 
     def handed_on(self, parent: Goal, child: Goal) -> Goal:
         """Return a goal of a goal with the parent's context sealed for it, if its submitter may have that goal.
@@ -92,12 +98,11 @@ class Rights:
         return replace(child, headers=self._seal.sealed(headers, child.id))
 
     def _check_ask(self, goal_id: str, headers: Headers, agent_type: str) -> None:
-        now = self._clock.monotonic()
+        now = self._monotonic()
         if now >= self._forget_at:
             self._known.clear()
             self._forget_at = now + _REMEMBERED_S
         known = self._known.get(goal_id)
-        # All orders of one parcel and one goal share their headers, so that nearly always it is the same object.
         if known is None or (headers is not known.headers and known.told != what_is_sealed(headers)):
             # Whether there is time left is for who runs it to say: what undoes a saga comes after the deadline.
             known = _Known(headers, self._opened(headers, goal_id, 0.0).session)
