@@ -28,6 +28,7 @@ log = get_logger("audit.auditor")
 
 _CALL_MAX = 1000  # A transaction of some 40 ms.
 _TEXT_CHARACTERS_MAX = 200  # Of what a caller wrote: a goal id that is none may be long.
+_MINUTE_S = 60.0
 _VIOLATIONS = {"unauthenticated": ("authentication_failed", "medium"), "permission_denied": ("not_allowed", "low")}
 
 
@@ -90,6 +91,8 @@ class Auditor:
         self._writing: asyncio.Task[None] | None = None
         self._refusals: dict[tuple[str, ...], tuple[Entry, int]] = {}
         self._overflow = 0
+        self._strangers = self._strangers_over = 0  # Of this minute.
+        self._minute_ends_at = 0.0
         self._flushing: asyncio.Task[None] | None = None
         self.is_well = True
         """Whether the last append went well; what cannot be written down is not begun."""
@@ -187,6 +190,8 @@ class Auditor:
         known = self._refusals.get(name)
         if known is not None:
             self._refusals[name] = known[0], known[1] + 1
+        elif session is None and not self._has_room_for_stranger():
+            self._strangers_over += 1
         elif len(self._refusals) < self._settings.refusals_max:
             refusal = self.entry(
                 session, action, resource, retention=Retention.ACCESS, decision="deny", outcome=error.code,
@@ -219,14 +224,16 @@ class Auditor:
         """Return how an operation ended: all that its intent says, and that."""
         return replace(intent, kind=Kind.OUTCOME, at=self._clock.now(), outcome=outcome, **changes)
 
-    async def flush(self) -> None:
-        """Write down what was noted."""
+    async def flush(self, *, is_last: bool = False) -> None:
+        """Write down what was noted; of strangers over the limit only when their minute is over, unless `is_last`."""
         refusals, self._refusals = self._refusals, {}
         overflow, self._overflow = self._overflow, 0
         entries = [
             replace(entry, facts={**entry.facts, "count": count}) if count > 1 else entry
             for entry, count in refusals.values()
         ]
+        if self._strangers_over and (is_last or self._clock.monotonic() >= self._minute_ends_at):
+            overflow, self._strangers_over = overflow + self._strangers_over, 0
         if overflow:
             entries.append(self.entry(
                 None, "audit:overflow", retention=Retention.ACCESS, decision="deny", facts={"count": overflow}
@@ -241,7 +248,7 @@ class Auditor:
             self._flushing.cancel()
             await asyncio.wait({self._flushing})
         with contextlib.suppress(NexusError):
-            await self.flush()
+            await self.flush(is_last=True)
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait({self._writing})
@@ -258,8 +265,15 @@ class Auditor:
                 await self.flush()
             except NexusError as error:
                 log.error("audit.flush_failed", error=error.message, waiting=len(self._noted))
-            if not self._noted and not self._refusals and not self._overflow:
+            if not self._noted and not self._refusals and not self._overflow and not self._strangers_over:
                 return
+
+    def _has_room_for_stranger(self) -> bool:
+        now = self._clock.monotonic()
+        if now >= self._minute_ends_at:
+            self._strangers, self._minute_ends_at = 0, now + _MINUTE_S
+        self._strangers += 1
+        return self._strangers <= self._settings.strangers_a_minute_max
 
     def _masked(self, text: str, is_hashed: bool) -> str:
         if not text or not is_hashed:

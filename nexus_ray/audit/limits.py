@@ -24,6 +24,9 @@ class AuditSettings(BaseModel):
     """Refusals are gathered so long: equal ones become one record with a count, so that a flood costs little."""
     refusals_max: int = Field(default=200, ge=1)
     """Different refusals of one flush; the rest of a flood is one record that counts them."""
+    strangers_a_minute_max: int = Field(default=120, ge=1)
+    """Different refusals of strangers that are written down within a minute, some 40 MB a day; the rest of them is one
+    record a minute that counts them: who may do nothing may not fill the disk either."""
     retain_every_s: float = Field(default=3600.0, gt=0)
     """How often old records are emptied; retention is counted in days."""
     access_days: float = Field(default=90.0, gt=0)

@@ -1,6 +1,7 @@
 """`nexus token`: make tokens for people and programs, with this machine's issuer key."""
 
 import re
+import secrets
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -33,6 +34,7 @@ def create(
         raise InvalidArgumentError(f"{name!r} is not a name for a token: use letters, digits, '@', '.', '_', '-'")
     from nexus_ray.config import load
     from nexus_ray.core.clock import SystemClock
+    from nexus_ray.runtime.audit_local import write_down
     from nexus_ray.security.authz import ensure_role_file, load_roles
     from nexus_ray.security.keys import load_or_create_issuer_key
     from nexus_ray.security.tokens import issue_token
@@ -47,7 +49,10 @@ def create(
     check_roles(role, load_roles(folder))
     now = SystemClock().now()
     roles = list(dict.fromkeys(role))
-    token = issue_token(load_or_create_issuer_key(folder), settings.tokens, name, roles, lifetime_s, now)
+    id = secrets.token_hex(16)
+    token = issue_token(load_or_create_issuer_key(folder), settings.tokens, name, roles, lifetime_s, now, jti=id)
+    # Before it is given away, and not at all where it cannot be written down.
+    write_down(settings, "token:create", name, {"roles": roles, "id": id, "expires_at": now + lifetime_s}, is_name=True)
     if as_json:
         print_json({"token": token, "principal": name, "roles": roles, "expires_at": now + lifetime_s})
         return

@@ -51,12 +51,19 @@ class Access:
         self._writing: asyncio.Task[None] | None = None
 
     async def check(self, session: Session) -> None:
-        """Refuse who was suspended or whose session was revoked, and note who was seen; see `Revocations.check`."""
+        """Refuse who was suspended or whose session was revoked; see `Revocations.check`.
+
+        Who is seen for the first time has come in: that is written down, and stands in the list of sessions.
+        """
         await self.revocations.check(session)
         name = name_of(session.tenant, session.id)
         if name in self._sighted or len(self._unwritten) >= _SIGHTINGS_MAX:
             return
         self._sighted[name] = None
+        auditor = self._authorizer.auditor
+        facts = {"issuer": session.issuer, "method": session.method}
+        auditor.note(auditor.entry(session, "session:authenticate", retention=Retention.ACCESS, outcome="ok",
+                                   facts=facts))
         if len(self._sighted) > _SIGHTINGS_MAX:
             self._sighted.popitem(last=False)
         now = self._clock.now()

@@ -19,6 +19,7 @@ from nexus_ray.core.errors import NexusError, UnavailableError, error_classes
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.observe.operation import observe
+from nexus_ray.runtime.access import Access
 from nexus_ray.runtime.audited import AuditedAuthorizer, accept_audited, strangers_noted
 from nexus_ray.runtime.follow import watch_membership
 from nexus_ray.runtime.intake import SubmitRequest, build_goal
@@ -28,7 +29,6 @@ from nexus_ray.runtime.state import fleet_seal
 from nexus_ray.runtime.wire import register
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
-from nexus_ray.security.revocation import Revocations
 
 _EXCHANGES_PARKED_MAX = 2  # One waits at the host while the next brings goals; more would only be parked.
 _WAIT_S = 10.0
@@ -71,7 +71,7 @@ class DirectDoor:
         )
         self._authorizer = AuditedAuthorizer(authorizer, auditor)
         self._seal = fleet_seal(settings)
-        self._revocations = Revocations(process.ledger, settings.revocation, process.clock)
+        self._access = Access(process.ledger, self._authorizer, process.clock, settings.revocation)
         self._callers: OrderedDict[str, _Caller] = OrderedDict()  # The one that was heard of last is last.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -110,7 +110,7 @@ class DirectDoor:
             try:
                 with strangers_noted(self._auditor):
                     session = await self._authenticator.identify(token)
-                    await self._revocations.check(session)
+                    await self._access.check(session)
                 self._authorizer.authorize(session, "goal:submit", request.type)
                 with observe("goal.submit") as operation:
                     goal = build_goal(

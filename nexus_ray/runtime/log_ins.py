@@ -7,10 +7,12 @@ from nexus_ray.audit.auditor import Auditor
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import FailedPreconditionError, UnauthenticatedError
+from nexus_ray.core.identity import Session
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.marks import Mark
 from nexus_ray.security.exchange import Exchange
 from nexus_ray.security.keys import load_or_create_issuer_key
+from nexus_ray.security.login import LogIn
 from nexus_ray.security.throttle import Throttle
 
 _KIND = "once"
@@ -55,5 +57,12 @@ def open_exchange(settings: Settings, ledger: Ledger, clock: Clock, auditor: Aud
     def note(error: UnauthenticatedError) -> None:
         auditor.refused(None, "session:authenticate", "", error)
 
+    async def granted(log_in: LogIn, token_id: str) -> None:
+        session = Session(token_id, log_in.principal, settings.tokens.issuer, log_in.roles, 0.0, log_in.tenant)
+        facts = {"provider": log_in.provider, "method": log_in.method, "roles": log_in.roles}
+        name = auditor.principal(log_in.principal)
+        await auditor.append([auditor.entry(session, "token:create", name, outcome="ok", facts=facts)])
+
     throttle = Throttle(settings.throttle, clock)
-    return Exchange(security, settings.tokens, key, LedgerOnce(ledger), clock, directory, provider, throttle, note)
+    once = LedgerOnce(ledger)
+    return Exchange(security, settings.tokens, key, once, clock, directory, provider, throttle, note, granted)

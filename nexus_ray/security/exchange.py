@@ -5,7 +5,8 @@ before its token is given. Who fails often waits, as `security.throttle` says.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,6 +49,7 @@ class Granted:
 
     token: str
     lifetime_s: int
+    id: str = ""
 
 
 class Exchange:
@@ -64,7 +66,9 @@ class Exchange:
         provider: "ServiceProvider | None" = None,
         throttle: Throttle | None = None,
         note: Callable[[UnauthenticatedError], None] = lambda error: None,
+        granted: Callable[[LogIn, str], Awaitable[None]] | None = None,
     ) -> None:
+        """`note` is told of refusals, and `granted` of who is to have a token of which id, before it is given."""
         self._settings = settings
         self._tokens = tokens
         self._key = key
@@ -74,6 +78,7 @@ class Exchange:
         self._saml = provider
         self._throttle = throttle or Throttle(ThrottleSettings(), clock)
         self._note = note
+        self._write_down = granted
         self._threads = ThreadPoolExecutor(settings.saml.concurrent_max, "saml")
         self._busy = 0
 
@@ -145,6 +150,8 @@ class Exchange:
         try:
             log_in = await checked
             granted = self._signed(log_in)
+            if self._write_down is not None:
+                await self._write_down(log_in, granted.id)
         except UnauthenticatedError as error:
             self._throttle.failed(source, name)
             self._note(error)
@@ -164,13 +171,14 @@ class Exchange:
         lifetime_s = int(min(self._settings.exchanged_s, self._tokens.lifetime_max_s, log_in.ends_at - now))
         if lifetime_s < 1:
             raise refused("session_ended")
+        id = secrets.token_hex(16)
         token = issue_token(
-            self._key, self._tokens, log_in.principal, log_in.roles, lifetime_s, now, tenant=log_in.tenant,
+            self._key, self._tokens, log_in.principal, log_in.roles, lifetime_s, now, jti=id, tenant=log_in.tenant,
             method=log_in.method, auth_time=int(log_in.authenticated_at), acr=log_in.acr, amr=list(log_in.amr),
         )  # fmt: skip
         if len(token) > self._tokens.token_bytes_max:
             raise refused("token_size")
-        return Granted(token, lifetime_s)
+        return Granted(token, lifetime_s, id)
 
 
 def _watched(user: str) -> str:

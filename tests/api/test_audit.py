@@ -15,10 +15,11 @@ from nexus_ray.core.errors import UnavailableError
 from tests.api.conftest import Door, is_problem, submit
 
 
-async def written(door: Door, **wanted: Any) -> list[dict[str, Any]]:
+async def written(door: Door, *, log_ins: bool = False, **wanted: Any) -> list[dict[str, Any]]:
     await door.front._auditor.flush()
     query = RecordQuery(is_oldest_first=True, **wanted)
-    return [record.fields for record in await door.front._auditor.log.records(query)]
+    found = [record.fields for record in await door.front._auditor.log.records(query)]
+    return [one for one in found if (one["action"], one["decision"]) != ("session:authenticate", "allow") or log_ins]
 
 
 async def test_a_goal_is_written_down_before_it_is_acknowledged_and_its_outcome_after(
@@ -30,9 +31,10 @@ async def test_a_goal_is_written_down_before_it_is_acknowledged_and_its_outcome_
     on_disk = await door.front._auditor.log.records(RecordQuery())
     intent, outcome = await written(door)
 
-    assert [record.fields for record in on_disk] == [intent]
+    assert [record.fields["action"] for record in on_disk] == ["goal:submit", "session:authenticate"]
+    assert on_disk[0].fields == intent
     assert intent == {
-        "v": 1, "seq": 0, "previous": "0" * 64, "operation": intent["operation"], "kind": "intent",
+        "v": 1, "seq": 1, "previous": intent["previous"], "operation": intent["operation"], "kind": "intent",
         "at": intent["at"], "retention": "change", "action": "goal:submit", "resource": "double", "principal": "ada",
         "tenant": "main", "session": intent["session"], "source": "127.0.0.1", "decision": "allow",
         "goal": response.json()["id"], "trace": traceparent[3:35], "request": intent["request"],
@@ -62,6 +64,19 @@ async def test_the_same_key_twice_says_that_the_second_was_nothing_new(
 
     outcomes = [record for record in await written(door, goal=first.json()["id"]) if record["kind"] == "outcome"]
     assert [record["facts"]["is_new"] for record in outcomes] == [True, False]
+
+
+async def test_who_comes_in_is_written_down_once_a_session_with_how_and_from_where(door: Door) -> None:
+    async with door.client("reader") as ada, door.client("reader", name="bob") as bob:
+        for client in (ada, bob, ada):
+            await client.get("/v1/goals")
+
+    found = await written(door, log_ins=True, action="session:authenticate")
+    assert [(one["principal"], one["outcome"], one["source"]) for one in found] == [
+        ("ada", "ok", "127.0.0.1"), ("bob", "ok", "127.0.0.1"),
+    ]  # fmt: skip
+    assert len({one["session"] for one in found}) == 2 and {one["retention"] for one in found} == {"access"}
+    assert found[0]["facts"] == {"issuer": "nexus-local", "method": "token"}
 
 
 async def test_what_changes_something_is_a_pair_on_disk_when_it_is_acknowledged(
@@ -152,7 +167,7 @@ async def test_records_are_listed_by_what_they_say(door: Door, operator: httpx2.
     page = (await operator.get("/v1/audit?limit=3")).json()
     rest = (await operator.get(f"/v1/audit?limit=200&before={page['next']}")).json()
 
-    assert [one["seq"] for one in page["records"] + rest["records"]] == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert [one["seq"] for one in page["records"] + rest["records"]] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
     assert rest["next"] is None
     of_goal = (await operator.get(f"/v1/audit?goal={goal_id}")).json()["records"]
     assert [one["goal"] for one in of_goal] == [goal_id] * 2

@@ -12,8 +12,10 @@ from urllib.parse import urlencode
 import httpx2
 import pytest
 
+from nexus_ray.audit.ports import RecordQuery
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import SystemClock
+from nexus_ray.core.errors import UnavailableError
 from nexus_ray.runtime.log_ins import LedgerOnce, open_exchange
 from nexus_ray.security.settings import SecuritySettings
 from nexus_ray.security.throttle import ThrottleSettings
@@ -82,6 +84,29 @@ async def test_a_password_of_the_directory_becomes_a_short_token_with_its_roles(
     said = claims(door, granted["access_token"])
     assert (said["sub"], said["roles"], said["tenant"], said["method"]) == ("ldap:bob", ["reader"], "acme", "password")
     assert said["amr"] == ["pwd"] and said["exp"] - said["iat"] == 900 and abs(said["auth_time"] - time.time()) < 5
+
+
+async def test_a_log_in_is_on_record_before_its_token_is_given_and_none_is_where_it_cannot_be(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = door.front._auditor.log
+    async with door.client() as client:
+        await by_password(client)
+        (record,) = await log.records(RecordQuery(action="token:create"))
+
+        async def fails(*_: Any) -> Any:
+            raise UnavailableError("the disk is full")
+
+        monkeypatch.setattr(log, "_call", fails)
+        is_problem(await by_password(client), 503, "unavailable")
+
+    told = record.fields
+    assert (told["principal"], told["tenant"], told["source"], told["outcome"]) == (
+        "ldap:bob", "acme", "127.0.0.1", "ok",
+    )  # fmt: skip
+    assert told["facts"] == {"provider": "ldap", "method": "password", "roles": ["reader"]}
+    assert "builder" not in str(told)
+    monkeypatch.undo()
 
 
 async def test_a_form_is_taken_as_well(door: Door) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -5,13 +6,29 @@ from typing import Any
 
 import pytest
 
+from nexus_ray.audit.ports import RecordQuery
 from nexus_ray.cli.token import parse_ttl_s
+from nexus_ray.config import load
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.runtime.audit_link import open_audit_file
+from nexus_ray.runtime.state import StateLock, prepare_state, socket_folder
+from nexus_ray.runtime.wire import WireServer
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
 from nexus_ray.security.tokens import TokenSettings
 from tests.cli.support import nexus, printed
+
+
+def records_of(state: Path) -> list[dict[str, Any]]:
+    async def read() -> list[dict[str, Any]]:
+        log = await open_audit_file(load())
+        try:
+            return [record.fields for record in await log.records(RecordQuery(is_oldest_first=True))]
+        finally:
+            await log.close()
+
+    return asyncio.run(read())
 
 
 def session_of(state: Path, token: str) -> Any:
@@ -87,6 +104,56 @@ def test_a_role_file_that_is_damaged_makes_no_token(state: Path) -> None:
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert "role 'reader'" in result.stderr
+
+
+def test_a_token_is_on_record_before_it_is_given_away(state: Path) -> None:
+    first = printed(nexus("token", "create", "--role", "reader", "--name", "ada", "--json"))
+    nexus("token", "create", "--role", "operator", "--name", "bob")
+
+    found = records_of(state)
+    assert [(one["action"], one["resource"], one["outcome"]) for one in found] == [
+        ("token:create", "ada", "ok"), ("token:create", "bob", "ok"),
+    ]  # fmt: skip
+    assert found[0]["principal"].startswith("os:") and found[0]["retention"] == "administration"
+    assert found[0]["facts"]["id"] == session_of(state, first["token"]).id
+    assert first["token"] not in str(found)
+
+
+def test_what_cannot_be_written_down_gives_no_token(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUS_AUDIT__ANSWER_S_MAX", "0.3")
+    lock = StateLock(state)  # As a fleet that is up, whose ledger does not answer.
+
+    result = nexus("token", "create", "--role", "reader")
+    lock.release()
+
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "not done" in result.stderr
+    assert nexus("token", "create", "--role", "reader").exit_code == 0
+
+
+def test_while_a_fleet_is_up_its_ledger_writes_the_record(state: Path) -> None:
+    settings = load()
+
+    async def beside_a_fleet() -> tuple[Any, list[Any]]:
+        prepare_state(settings)
+        log = await open_audit_file(settings)
+        server = WireServer(
+            socket_folder(state) / "ledger.sock", {"audit": lambda name, *given: getattr(log, name)(*given)}
+        )
+        await server.start()
+        lock = StateLock(state)
+        try:
+            made = await asyncio.to_thread(nexus, "token", "create", "--role", "reader", "--name", "ada")
+            return made, [record.fields for record in await log.records(RecordQuery())]
+        finally:
+            lock.release()
+            await server.close()
+            await log.close()
+
+    made, found = asyncio.run(beside_a_fleet())
+
+    assert made.exit_code == 0
+    assert [(one["action"], one["resource"]) for one in found] == [("token:create", "ada")]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ async def test_goals_and_refusals_at_this_door_are_written_down_too(bench: Bench
 
     told = [(one["kind"], one["action"], one.get("principal"), one.get("outcome")) for one in found]
     assert told == [
+        ("event", "session:authenticate", "tester", "ok"),
         ("intent", "goal:submit", "tester", None), ("intent", "goal:submit", "tester", None),
         ("outcome", "goal:submit", "tester", "ok"), ("outcome", "goal:submit", "tester", "ok"),
         ("event", "session:authenticate", None, "unauthenticated"),
