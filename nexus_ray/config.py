@@ -74,6 +74,8 @@ class RuntimeSettings(BaseModel):
     """Longest that one request to `/ray/` lasts: a large package over a slow line."""
     dashboard_requests_max: int = Field(default=32, ge=1)
     """Requests to `/ray/` at one time in a gateway, so that who looks takes no room from who submits goals."""
+    dashboard_followers_max: int = Field(default=32, ge=1)
+    """Logs of jobs that are followed through `/ray/` at one time in a gateway; each holds a connection to Ray."""
     ray_tls_folder: Path | None = None
     """Folder of `tls.crt`, `tls.key` and `ca.crt`, as cert-manager mounts them, that Ray's processes show each other; a
     certificate that is good on this machine only, from the state folder, where not given."""

@@ -17,23 +17,26 @@ from urllib.parse import quote, unquote
 
 import httpx2
 import orjson
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, WebSocket
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from nexus_ray.api.gate import caller
+from nexus_ray.api.followed_log import FollowedLogs
+from nexus_ray.api.gate import caller, refuse
 from nexus_ray.api.openapi import answer, needs, refusals
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.core.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
+    NexusError,
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
 )
 from nexus_ray.core.identity import Session
 from nexus_ray.runtime.front import FrontDoor
+from nexus_ray.runtime.ray_desk import read_ray_token
 
 Caller = Annotated[Session, Depends(caller)]
 _NAME = r"[\w.-]{1,200}"
@@ -42,7 +45,7 @@ _LOOKS = re.compile(
     rf"|nodes(?:/{_NAME})?|logical/actors(?:/{_NAME})?"
     r"|api/(?:authentication_mode|version|ray/version|component_activities|cluster_status|profiling_enabled)"
     r"|api/(?:healthz|gcs_healthz|serve/applications/)"
-    rf"|api/jobs/|api/jobs/{_NAME}(?:/logs)?|api/packages/gcs/{_NAME}|api/data/datasets/{_NAME}"
+    rf"|api/jobs/|api/jobs/{_NAME}(?:/logs(?:/tail)?)?|api/packages/gcs/{_NAME}|api/data/datasets/{_NAME}"
     r"|api/train/v2/runs(?:/v1)?"
     r"|api/v0/(?:cluster_events|cluster_metadata|actors|jobs|nodes|placement_groups|workers|tasks|objects)"
     r"|api/v0/(?:runtime_envs|runtime_env_redaction|logs|logs/file|logs/stream|tasks/timeline)"
@@ -87,6 +90,16 @@ def dashboard_routes(app: FastAPI, front: FrontDoor, settings: RuntimeSettings, 
     def documented(action: str) -> dict[str, Any]:
         return {"tags": ["ray"], "response_class": _Passed, "openapi_extra": needs(action), "responses": shown}
 
+    followed = FollowedLogs(front, settings, door.ray_token)
+
+    @app.websocket("/ray/api/jobs/{job}/logs/tail")
+    async def ray_follow(websocket: WebSocket, session: Caller, job: str) -> None:
+        """Follow a job's log until it ends."""
+        try:
+            await followed.follow(websocket, session, job)
+        except NexusError as error:
+            await refuse(error, websocket.scope, websocket.receive, websocket.send)
+
     @app.get("/ray/{path:path}", **documented("dashboard:read"))
     async def ray_look(request: Request, session: Caller, path: str) -> Response:
         """Look at Ray's dashboard and jobs; what is not for looking needs `dashboard:write`."""
@@ -112,7 +125,7 @@ class _Door:
     def __init__(self, front: FrontDoor, settings: RuntimeSettings, ray_token: Path | None) -> None:
         self._front = front
         self._settings = settings
-        self._ray_token = ray_token if settings.dashboard else None
+        self.ray_token = ray_token if settings.dashboard else None
         self._under_way = 0
 
     async def pass_on(self, request: Request, session: Session, path: str) -> Response:
@@ -122,16 +135,14 @@ class _Door:
         if path.strip("/").casefold() == _NEVER:
             raise NotFoundError("Ray's token is not handed out")
         if _FOLLOWED_LOGS.fullmatch(path):
-            raise FailedPreconditionError("no log is followed through this door: `ray job logs` reads what there is")
+            raise FailedPreconditionError("a log is followed over a web socket; `/logs` says what there is")
         if ".." in unquote(request.url.query):
             raise InvalidArgumentError("a file is named by its place in the log folder, without '..'")
-        if self._ray_token is None:
-            raise NotFoundError("this fleet has no dashboard; with NEXUS_RUNTIME__DASHBOARD=true it starts one")
         if self._under_way >= self._settings.dashboard_requests_max:
             raise ResourceExhaustedError("too many requests to the dashboard at one time", retry_after_s=1.0)
         self._under_way += 1
         try:
-            token = await asyncio.to_thread(_read, self._ray_token)
+            token = await read_ray_token(self.ray_token)
             exchange = _Exchange(self._front, self._settings, session, self._left)
         except BaseException:
             self._left()
@@ -276,10 +287,3 @@ def _outcome(found: httpx2.Response) -> str:
     if found.status_code == 404:
         return "not_found"
     return "invalid_argument" if 400 <= found.status_code < 500 else "unavailable"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        raise UnavailableError("Ray's token cannot be read here") from None

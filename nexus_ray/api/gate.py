@@ -6,7 +6,7 @@ Law: deny by default. Only the few paths that are named here are open, compared 
 
 import re
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nexus_ray.api.problems import of_error
@@ -50,10 +50,7 @@ class Gate:
             scope[_SESSION] = await self._identify(scope)
             _check_path(scope)
         except NexusError as error:
-            if scope["type"] == "http":
-                await of_error(error)(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008, "reason": "authentication failed"})
+            await refuse(error, scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -77,9 +74,17 @@ class Gate:
         return session
 
 
-async def caller(request: Request) -> Session:
+async def refuse(error: NexusError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with a problem document, a handshake too where the server can."""
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+        await of_error(error)(scope, receive, send)
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": "refused"})
+
+
+async def caller(connection: HTTPConnection) -> Session:
     """Return who is calling, as the gate found out."""
-    session: Session = request.scope[_SESSION]
+    session: Session = connection.scope[_SESSION]
     return session
 
 

@@ -41,18 +41,17 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _with_headers(send))
             return
         started = time.perf_counter()
         status = 0
+        safe_send = _with_headers(send)
 
         async def counted_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                kept = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
-                message["headers"] = [*kept, *_HEADERS]
-            await send(message)
+            await safe_send(message)
 
         try:
             await self._serve(scope, receive, counted_send)
@@ -98,6 +97,16 @@ class Edge:
             await _too_large(scope, receive, send, limit)
         finally:
             self._in_flight -= 1
+
+
+def _with_headers(send: Send) -> Send:
+    async def safe_send(message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            kept = [item for item in message.get("headers", ()) if item[0].lower() not in _OURS]
+            message["headers"] = [*kept, *_HEADERS]
+        await send(message)
+
+    return safe_send
 
 
 def _body_limit(path: str, settings: RuntimeSettings) -> int:

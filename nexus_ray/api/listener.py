@@ -21,6 +21,7 @@ log = get_logger("api.listener")
 _KEEP_ALIVE_S = 90  # As Serve's proxy: longer than clients keep a connection that they do not use.
 _CLOSE_S = 5
 _BACKLOG = 1024
+_MESSAGE_BYTES_MAX = 4096  # Nobody has anything to say over a web socket here: logs are followed, that is all.
 _BIND_TRIES = 50
 _BIND_PAUSE_S = 0.1
 
@@ -64,7 +65,9 @@ class Listener:
             tls = {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
         config = uvicorn.Config(
             self._app,
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=_MESSAGE_BYTES_MAX,
+            ws_per_message_deflate=False,
             lifespan="off",
             access_log=False,
             log_config=None,

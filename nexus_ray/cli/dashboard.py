@@ -63,7 +63,7 @@ def dashboard(
                 say("Opened once, it is this browser's alone. Ctrl-C ends it.")
                 say("For Ray's own command, with TOKEN as in NEXUS_TOKEN: "
                     + " ".join(f"{name}='{value}'" for name, value in jobs.items())
-                    + " ray job submit --no-wait -- …")  # fmt: skip
+                    + " ray job submit -- …")  # fmt: skip
                 typer.echo(passage.url)
             with _shown(passage.url) if browser else contextlib.nullcontext():
                 threading.Event().wait()

@@ -14,7 +14,13 @@ import orjson
 
 from nexus_ray.audit.record import Retention
 from nexus_ray.core.clock import Clock
-from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, NexusError, ResourceExhaustedError
+from nexus_ray.core.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NexusError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
 from nexus_ray.core.identity import Session
 from nexus_ray.goals.goal import GoalQuery, GoalStatus, RequestCancel
 from nexus_ray.goals.ledger import Ledger
@@ -29,6 +35,7 @@ log = get_logger("runtime.access")
 _SEEN = "seen"
 _FOR_GOOD = 2.0**53  # Until somebody restores it; a larger number would lose seconds.
 _UNSEEN_S = 366 * 86_400.0  # A session that was never seen here may live as long as any token is let to.
+_LEEWAY_S_MAX = 180.0  # Whatever is allowed to the clock of any issuer; who is let in is asked more exactly.
 _PAGE = 1000
 _NAME_CHARACTERS_MAX = 400
 _SIGHTINGS_MAX = 10_000  # Sessions that this process knows to be on record; one that falls out is written again.
@@ -51,10 +58,12 @@ class Access:
         self._writing: asyncio.Task[None] | None = None
 
     async def check(self, session: Session) -> None:
-        """Refuse who was suspended or whose session was revoked; see `Revocations.check`.
+        """Refuse who was suspended, or whose session was revoked or has ended; see `Revocations.check`.
 
         Who is seen for the first time has come in: that is written down, and stands in the list of sessions.
         """
+        if self._clock.now() >= session.expires_at + _LEEWAY_S_MAX:  # Who came in before that may still be here.
+            raise UnauthenticatedError("authentication failed")
         await self.revocations.check(session)
         name = name_of(session.tenant, session.id)
         if name in self._sighted or len(self._unwritten) >= _SIGHTINGS_MAX:

@@ -4,12 +4,14 @@ Law: deny by default. Ray knows no tenants, and whoever submits a job runs code 
 main tenant and for an admin of all. What changes something is written down before it is done.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.record import Kind
-from nexus_ray.core.errors import NexusError, PermissionDeniedError
+from nexus_ray.core.errors import NexusError, NotFoundError, PermissionDeniedError, UnavailableError
 from nexus_ray.core.identity import MAIN_TENANT, Session
 from nexus_ray.observe.operation import observe
 from nexus_ray.runtime.audited import AuditedAuthorizer
@@ -57,3 +59,18 @@ class RayDesk:
                 raise
             await self._auditor.append([self._auditor.outcome(intent, outcome_of(answer))])
             return answer
+
+
+async def read_ray_token(path: Path | None) -> str:
+    """Return Ray's token from its file; None is a fleet without a dashboard.
+
+    Raises:
+        NotFoundError: There is no dashboard.
+        UnavailableError: The file cannot be read here.
+    """
+    if path is None:
+        raise NotFoundError("this fleet has no dashboard; with NEXUS_RUNTIME__DASHBOARD=true it starts one")
+    try:
+        return (await asyncio.to_thread(path.read_text)).strip()
+    except OSError:
+        raise UnavailableError("Ray's token cannot be read here") from None

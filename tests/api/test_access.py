@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -100,6 +101,16 @@ async def test_a_suspended_users_live_stream_ends(door: Door) -> None:
         with pytest.raises(UnauthenticatedError):
             await asyncio.wait_for(following, PATIENCE_S)
         assert told.status_code == 200 and "finished" not in seen
+
+
+async def test_a_session_that_has_ended_reads_no_further(door: Door) -> None:
+    session = await door.front.identify(door.token("operator"))
+    now = time.time()
+
+    await door.front.access.check(replace(session, expires_at=now - 60))
+
+    with pytest.raises(UnauthenticatedError):
+        await door.front.access.check(replace(session, expires_at=now - 181))
 
 
 @pytest.mark.parametrize("cancels", [True, False])

@@ -10,7 +10,7 @@ import pytest
 
 from nexus_ray.cli.dashboard import serving
 
-from .conftest import Fleet, until
+from .conftest import Fleet
 
 pytestmark = pytest.mark.ray
 
@@ -47,16 +47,16 @@ def test_an_operator_submits_a_job_with_rays_own_command_through_the_door(fleet:
         "RAY_API_SERVER_ADDRESS": f"{fleet.record['url']}/ray",
         "RAY_JOB_HEADERS": json.dumps({"Authorization": f"Bearer {(fleet.state / 'token').read_text().strip()}"}),
     }
-    command = [RAY, "job", "submit", "--no-wait", "--submission-id", "through-the-door", "--working-dir", tmp_path]
+    command = [RAY, "job", "submit", "--submission-id", "through-the-door", "--working-dir", tmp_path]
 
     done = subprocess.run(
         [*command, "--", "python", "tiny.py"], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "it ran" in done.stdout and "succeeded" in done.stdout, "it follows the log to its end"
     with client(fleet, "operator") as operator:
         place = "/api/jobs/through-the-door"
-        until(lambda: operator.get(place).json()["status"] == "SUCCEEDED", within_s=60, every_s=0.2)
         job = operator.get(place).json()
         assert "it ran" in operator.get(f"{place}/logs").json()["logs"]
         assert operator.delete(place).status_code == 200
