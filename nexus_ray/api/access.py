@@ -29,6 +29,7 @@ class SessionAnswer(BaseModel):
     tenant: str
     roles: list[str]
     method: str = Field(description="With what somebody authenticated.")
+    actor: str = Field(description="Who acts for the principal, if somebody does.")
     seen_at: float
     expires_at: float
     is_revoked: bool
@@ -73,7 +74,7 @@ class ChangedAnswer(IdentityAnswer):
 
 _SESSION_EXAMPLE = {
     "id": "9f2c", "principal": "ada", "issuer": "nexus-local", "tenant": "main", "roles": ["operator"],
-    "method": "token", "seen_at": 1767225600.0, "expires_at": 1767229200.0, "is_revoked": False,
+    "method": "token", "actor": "", "seen_at": 1767225600.0, "expires_at": 1767229200.0, "is_revoked": False,
 }  # fmt: skip
 _REVOKED_EXAMPLE = {"id": "9f2c", "tenant": "main", "by": "eve", "at": 1767225600.0, "until": 1767229200.0}
 _IDENTITY_EXAMPLE = {"principal": "ada", "tenant": "main", "by": "eve", "at": 1767225600.0}

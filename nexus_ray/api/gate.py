@@ -9,6 +9,7 @@ import re
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nexus_ray.api.listener import certificate_of
 from nexus_ray.api.problems import of_error
 from nexus_ray.audit.auditor import Scene, arrive
 from nexus_ray.core.clock import SystemClock
@@ -25,6 +26,9 @@ LOG_IN_PATHS = frozenset({"/v1/token", "/v1/saml/login", "/v1/saml/acs", "/v1/sa
 """Where those ask who have no token yet."""
 OPEN_PATHS = LOG_IN_PATHS | {"/health"}
 _SESSION = "nexus.session"
+_SHOWN = "nexus.shown"
+# A browser shows its certificate for every page that has it send something; these it sends along, and no program does.
+_OF_BROWSERS = frozenset({b"origin", b"sec-fetch-site"})
 
 
 class Gate:
@@ -43,6 +47,7 @@ class Gate:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
             if scope["type"] == "http" and scope["path"] in LOG_IN_PATHS:
                 arrive(_scene(scope))
+                scope[_SHOWN] = _shown(scope, "dpop" if _proofs(scope) else "bearer", self._public_url)
             await self._app(scope, receive, send)
             return
         arrive(_scene(scope))
@@ -88,6 +93,12 @@ async def caller(connection: HTTPConnection) -> Session:
     return session
 
 
+def proofs_of(scope: Scope) -> Shown:
+    """Return what came with a request for a token beside its fields."""
+    shown: Shown = scope[_SHOWN]
+    return shown
+
+
 def _check_path(scope: Scope) -> None:
     """Refuse a path that another server on the way, or a rule over paths, may read as another one."""
     raw = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
@@ -107,17 +118,28 @@ def _scene(scope: Scope) -> Scene:
 def _presented(scope: Scope, public_url: str) -> tuple[str | None, Shown]:
     """Return the credential of a request, and how it was presented."""
     found = [value for name, value in scope["headers"] if name == b"authorization"]
+    peer = certificate_of(scope)
+    if not found:
+        is_by_browser = any(name in _OF_BROWSERS for name, _ in scope["headers"])
+        return None, Shown(certificate=None if is_by_browser else peer)
     if len(found) != 1:
         return None, Shown()  # Of two, another server on the way may have looked at the other one.
     scheme, _, credential = found[0].decode("latin-1").partition(" ")
     scheme = scheme.lower()
     if scheme not in ("bearer", "dpop"):
         return None, Shown()
-    proofs = tuple(value.decode("latin-1") for name, value in scope["headers"] if name == b"dpop")
+    return credential.strip(), _shown(scope, scheme, public_url)
+
+
+def _shown(scope: Scope, scheme: str, public_url: str) -> Shown:
+    proofs, peer = _proofs(scope), certificate_of(scope)
     if scheme == "bearer" and not proofs:
-        return credential.strip(), Shown()
-    shown = Shown(scheme, proofs, scope.get("method", ""), _address(scope, public_url))
-    return credential.strip(), shown
+        return Shown(certificate=peer)
+    return Shown(scheme, proofs, scope.get("method", ""), _address(scope, public_url), peer)
+
+
+def _proofs(scope: Scope) -> tuple[str, ...]:
+    return tuple(value.decode("latin-1") for name, value in scope["headers"] if name == b"dpop")
 
 
 def _address(scope: Scope, public_url: str) -> str:

@@ -25,7 +25,8 @@ from nexus_ray.runtime.audit_link import open_auditor
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.fleet import RayFleet, ensure_control_plane
 from nexus_ray.runtime.front import FrontDoor
-from nexus_ray.runtime.log_ins import open_exchange
+from nexus_ray.runtime.local import check_client_certificates
+from nexus_ray.runtime.log_ins import open_exchange, open_token_exchange
 from nexus_ray.runtime.state import fleet_seal, prepare_state
 from nexus_ray.runtime.which_ledger import open_ledger
 from nexus_ray.security.authn import Authenticator
@@ -49,6 +50,7 @@ def build(arguments: dict[str, Any]) -> Application:
 def application(app_path: str, settings: Settings, replicas: int = 1) -> Application:
     """Return the Serve application of an app under given settings."""
     load_app(app_path)
+    check_client_certificates(settings)
 
     def asgi() -> ASGIApp:
         close_replica_port()
@@ -74,10 +76,11 @@ def application(app_path: str, settings: Settings, replicas: int = 1) -> Applica
             seal=fleet_seal(settings),
             exchange=open_exchange(settings, ledger, clock, auditor),
         )
+        front.token_exchange = open_token_exchange(settings, front, clock, auditor)
         ray_token = settings.state_dir / "ray_token"
         made = build_app(front, settings.runtime, settings.security.public_url, settings.throttle, ray_token)
         # Where Serve has no proxy the replica listens itself.
-        return made if has_proxy() else Listener(made, settings.runtime)
+        return made if has_proxy() else Listener(made, settings.runtime, settings.security.certificates.ca_file)
 
     gateway = serve.ingress(asgi)(Gateway)
     deployment = serve.deployment(

@@ -1,4 +1,4 @@
-"""Routes for those who have no token yet: a directory's password or an identity provider's answer becomes one.
+"""Routes that give tokens: for a directory's password, an identity provider's answer, or another token.
 
 Law: open to strangers, so everything is bounded before it is looked at: size, time to send it, attempts. No address
 that a caller wrote is ever an address to go to: `RelayState` is not read at all.
@@ -15,15 +15,17 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from nexus_ray.api.openapi import answer, refusals
+from nexus_ray.api.token_exchange import BODY_BYTES_MAX, EXCHANGE_BODY, OAuthError, exchange_token, oauth_error
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.exchange import Exchange, Granted
 from nexus_ray.security.jose import refused
+from nexus_ray.security.token_exchange import GRANT
 
 _COOKIE = "__Host-nexus-saml"
 _COOKIE_S = 3600
-_PASSWORD_BODY_BYTES_MAX = 4096
+_PASSWORD_CHARACTERS_MAX = 2048
 _BODY_S = 10.0  # A stranger who sends slower holds nothing up for longer.
-_FIELDS_MAX = 8
+_FIELDS_MAX = 12
 
 
 class TokenAnswer(BaseModel):
@@ -32,6 +34,8 @@ class TokenAnswer(BaseModel):
     access_token: str
     token_type: str
     expires_in: int = Field(description="Seconds.")
+    issued_token_type: str | None = Field(default=None, description="Of a token that was exchanged: an access token.")
+    scope: str | None = Field(default=None, description="Of a token that was exchanged: its roles.")
 
 
 _EXAMPLE = {"access_token": "eyJhbGciOiJFZERTQSJ9.e30.c2ln", "token_type": "Bearer", "expires_in": 900}
@@ -47,7 +51,8 @@ _ASSERTION = {
     "properties": {"SAMLResponse": {"type": "string"}, "RelayState": {"type": "string"}},
 }  # fmt: skip
 _FORM = "application/x-www-form-urlencoded"
-_PASSWORD_BODY = {"required": True, "content": {kind: {"schema": _PASSWORD} for kind in ("application/json", _FORM)}}
+_TOKEN = {"oneOf": [_PASSWORD, EXCHANGE_BODY]}
+_PASSWORD_BODY = {"required": True, "content": {kind: {"schema": _TOKEN} for kind in ("application/json", _FORM)}}
 _ASSERTION_BODY = {"required": True, "content": {_FORM: {"schema": _ASSERTION}}}
 
 
@@ -69,19 +74,34 @@ def token_routes(app: FastAPI, front: FrontDoor) -> None:
         "/v1/token",
         tags=["log-in"],
         openapi_extra={"requestBody": _PASSWORD_BODY},
-        responses={200: answer(TokenAnswer, "A short token.", _EXAMPLE), **refusals(429)},
+        responses={
+            200: answer(TokenAnswer, "A short token.", _EXAMPLE),
+            400: answer(OAuthError, "What is wrong, as RFC 6749 says it.", {"error": "invalid_scope"}),
+            **refusals(429),
+        },
     )
     async def token(request: Request) -> Response:
-        """Return a token for a user and password of the directory; over TLS, or from this machine."""
-        exchange = _exchange(front)
+        """Return a token for a user and password of the directory, or for another token that it has less than.
+
+        Over TLS, or from this machine. The exchange of tokens is RFC 8693's, and its errors RFC 6749's.
+        """
         host = _source(request)
         if request.scope["scheme"] != "https" and not _is_here(host):
             raise refused("plain")
-        fields = await _fields(request, _PASSWORD_BODY_BYTES_MAX, may_be_json=True)
-        if fields.pop("grant_type", "password") != "password" or set(fields) != {"username", "password"}:
+        fields = await _fields(request, BODY_BYTES_MAX, may_be_json=True)
+        grant = fields.pop("grant_type", "password")
+        if grant == GRANT:
+            return await exchange_token(front, request, fields, host)
+        if grant != "password":
+            return oauth_error("unsupported_grant_type", f"grants are password and {GRANT}")
+        if set(fields) != {"username", "password"} or sum(map(len, fields.values())) > _PASSWORD_CHARACTERS_MAX:
             raise refused("fields")
-        return _granted(await exchange.by_password(fields["username"], fields["password"], host))
+        return _granted(await _exchange(front).by_password(fields["username"], fields["password"], host))
 
+    _saml_routes(app, front)
+
+
+def _saml_routes(app: FastAPI, front: FrontDoor) -> None:
     @app.get(
         "/v1/saml/login",
         tags=["log-in"],

@@ -109,13 +109,16 @@ class Auditor:
             self._operations += 1
             operation = f"{self._name}.{self._operations:x}"
         scene.request = scene.request or operation
+        facts = facts or {}
+        if session is not None and session.actor:
+            facts = {**facts, "actor": self.principal(session.actor)}
         return Entry(
             operation, kind, self._clock.now(), action, retention,
             principal=self.principal(session.principal) if session else "",
             tenant=session.tenant if session else "", session=session.id if session else "",
             source=self._masked(scene.source, self._settings.hash_sources), resource=resource[:_TEXT_CHARACTERS_MAX],
             decision=decision, outcome=outcome, reason=reason, trace=trace or scene.trace, goal=goal,
-            request=scene.request, facts=facts or {},
+            request=scene.request, facts=facts,
         )  # fmt: skip
 
     def principal(self, name: str) -> str:

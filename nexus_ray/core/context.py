@@ -7,16 +7,18 @@ else wrote, or wrote for something else, is ever believed.
 
 import hashlib
 import hmac
+import json
 import operator
 from dataclasses import dataclass
 
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import PermissionDeniedError
-from nexus_ray.core.identity import MAIN_TENANT, Session
+from nexus_ray.core.identity import MAIN_TENANT, Delegation, Session
 
 Headers = dict[str, str]
 
 _SEAL = "seal"
+_DELEGATION = "delegation"  # Only where there is one; covered by the seal whether it is there or not.
 _SEALED = (
     "session", "principal", "issuer", "roles", "expires", "deadline", "tenant", "method", "authenticated_at",
     "acr", "amr",
@@ -37,7 +39,7 @@ class CallContext:
     def to_headers(self) -> Headers:
         """Return the context as text fields."""
         session = self.session
-        return {
+        headers = {
             "session": session.id,
             "principal": session.principal,
             "issuer": session.issuer,
@@ -51,6 +53,9 @@ class CallContext:
             "acr": session.acr,
             "amr": " ".join(session.amr),
         }
+        if session.delegation is not None:
+            headers[_DELEGATION] = json.dumps(session.delegation)
+        return headers
 
     @classmethod
     def from_headers(cls, headers: Headers) -> "CallContext":
@@ -67,6 +72,7 @@ class CallContext:
                 authenticated_at=float(headers.get("authenticated_at", "0")),
                 acr=headers.get("acr", ""),
                 amr=tuple(headers.get("amr", "").split()),
+                delegation=_delegation(headers[_DELEGATION]) if _DELEGATION in headers else None,
             ),
             deadline=Deadline(float(headers["deadline"])),
             traceparent=headers["traceparent"],
@@ -83,7 +89,12 @@ def what_is_sealed(headers: Headers) -> tuple[str, ...]:
         shown: tuple[str, ...] = _shown(headers)
     except KeyError:
         return ()
-    return shown
+    return (*shown, headers.get(_DELEGATION, ""))
+
+
+def _delegation(text: str) -> Delegation:
+    actors, parents, is_narrowed = json.loads(text)
+    return Delegation(tuple(actors), tuple(parents), is_narrowed)
 
 
 class ContextSeal:
@@ -109,17 +120,18 @@ class ContextSeal:
         shown = headers.get(_SEAL, "")
         try:
             is_ours = hmac.compare_digest(shown.encode(), self._sum(headers, subject).encode())
-            context = CallContext.from_headers(headers)
         except (KeyError, ValueError):
             is_ours = False
         if not is_ours:
             raise PermissionDeniedError("not allowed: the context is not the fleet's", reason="forged_context")
+        context = CallContext.from_headers(headers)
         if context.deadline.at <= now:
             raise PermissionDeniedError("not allowed: the context is over", reason="expired_context")
         return context
 
     def _sum(self, headers: Headers, subject: str) -> str:
         # `repr` of a tuple: no field runs into the next, whatever is in it.
-        told = repr((subject, _fields(headers)))
+        delegation = headers.get(_DELEGATION)
+        told = repr((subject, _fields(headers)) if delegation is None else (subject, _fields(headers), delegation))
         # Keyed BLAKE2 is a MAC by itself (RFC 7693, 1), and takes a fifth of the time of OpenSSL's HMAC.
         return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), key=self._key, digest_size=32).hexdigest()

@@ -53,13 +53,25 @@ class AgentId(NamedTuple):
         return cls(type_name, key)
 
 
+class Delegation(NamedTuple):
+    """What is different about a session whose token was exchanged for another one (RFC 8693).
+
+    `actors` act for the principal, the one who does now first. `parents` are the sessions that it came out of: where
+    one of them is revoked, so is this. `is_narrowed` says that it has the roles which it names and nothing else.
+    """
+
+    actors: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    is_narrowed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """An authenticated caller.
 
     `expires_at` and `authenticated_at` are wall-clock seconds; `roles` are names from the role file, unknown ones
     grant nothing. `method` says with what somebody authenticated, `acr` and `amr` how well (OpenID Connect Core 1.0,
-    section 2).
+    section 2). `bound` names the key or the certificate that its token is bound to, if it is; it does not travel on.
     """
 
     id: str
@@ -72,6 +84,13 @@ class Session:
     authenticated_at: float = 0.0
     acr: str = ""
     amr: tuple[str, ...] = ()
+    bound: str = ""
+    delegation: Delegation | None = None
+
+    @property
+    def actor(self) -> str:
+        """Who acts for the principal; nobody, where that is empty, but itself."""
+        return self.delegation.actors[0] if self.delegation is not None and self.delegation.actors else ""
 
     @property
     def sees_all(self) -> bool:

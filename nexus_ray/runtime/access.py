@@ -79,6 +79,7 @@ class Access:
         told = {
             "id": session.id, "principal": session.principal, "issuer": session.issuer, "tenant": session.tenant,
             "roles": session.roles, "method": session.method, "seen_at": now, "expires_at": session.expires_at,
+            "actor": session.actor,
         }  # fmt: skip
         self._unwritten[name] = Mark(_SEEN, name, now, session.expires_at, orjson.dumps(told))
         if self._writing is None or self._writing.done():
@@ -94,7 +95,7 @@ class Access:
         for mark in await self._marks(_SEEN):
             told = orjson.loads(mark.body)
             if mark.until > now and session.sees(told["tenant"]):
-                found.append({**told, "is_revoked": mark.name in revoked})
+                found.append({"actor": "", **told, "is_revoked": mark.name in revoked})
         return found
 
     async def revoke(self, session: Session, id: str, tenant: str = "") -> dict[str, Any]:

@@ -44,6 +44,7 @@ from nexus_ray.security.authz import Authorizer
 from nexus_ray.security.dpop import Shown
 from nexus_ray.security.exchange import Exchange
 from nexus_ray.security.revocation import RevocationSettings
+from nexus_ray.security.token_exchange import TokenExchange
 
 _FOLLOW_PAGE_ENTRIES = 1000
 _SPANS_LATE_S = 0.5
@@ -86,6 +87,7 @@ class FrontDoor:
         self._intake = Intake(ledger, fleet)
         self.access = Access(ledger, self._authorizer, clock, revocation)
         self.exchange = exchange
+        self.token_exchange: TokenExchange | None = None  # It identifies by this door.
         self.audit = AuditDesk(auditor, self._authorizer, self.goal, clock)
         self.ray_desk = RayDesk(auditor, self._authorizer)
 

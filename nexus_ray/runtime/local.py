@@ -17,6 +17,7 @@ from nexus_ray.config import Settings
 from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
 from nexus_ray.runtime.names import NAMESPACE
 from nexus_ray.runtime.state import socket_folder
+from nexus_ray.security.client_certificates import check_authorities
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HOSTS_READY_S = 60.0
@@ -39,9 +40,27 @@ def check_listen(settings: Settings) -> None:
     for path in (runtime.tls_cert, runtime.tls_key):
         if path is not None and not Path(path).is_file():
             raise FailedPreconditionError(f"there is no TLS file {path}")
+    check_client_certificates(settings)
     _check_port("http", runtime.http_host, runtime.http_port, "--port")
     if runtime.dashboard:
         _check_port("dashboard", "127.0.0.1", runtime.dashboard_port, "NEXUS_RUNTIME__DASHBOARD_PORT")
+
+
+def check_client_certificates(settings: Settings) -> None:
+    """Refuse client certificates as a log-in where the gateway would not see them, or cannot check them.
+
+    Raises:
+        FailedPreconditionError: With what to do about it.
+    """
+    ca_file, runtime = settings.security.certificates.ca_file, settings.runtime
+    if ca_file is None:
+        return
+    if runtime.tls_cert is None or runtime.front != "replica":
+        raise FailedPreconditionError(
+            "client certificates are proved to who ends TLS: they need --tls-cert and --tls-key, and "
+            'runtime.front = "replica"'
+        )
+    check_authorities(ca_file)
 
 
 def _check_port(name: str, host: str, port: int, flag: str) -> None:

@@ -3,6 +3,8 @@
 Law: no logic here but the wiring; what opens once is on record in the ledger that all gateways share.
 """
 
+from typing import Any
+
 from nexus_ray.audit.auditor import Auditor
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import Clock
@@ -10,10 +12,12 @@ from nexus_ray.core.errors import FailedPreconditionError, UnauthenticatedError
 from nexus_ray.core.identity import Session
 from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.marks import Mark
+from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.exchange import Exchange
 from nexus_ray.security.keys import load_or_create_issuer_key
 from nexus_ray.security.login import LogIn
 from nexus_ray.security.throttle import Throttle
+from nexus_ray.security.token_exchange import TokenExchange
 
 _KIND = "once"
 
@@ -66,3 +70,16 @@ def open_exchange(settings: Settings, ledger: Ledger, clock: Clock, auditor: Aud
     throttle = Throttle(settings.throttle, clock)
     once = LedgerOnce(ledger)
     return Exchange(security, settings.tokens, key, once, clock, directory, provider, throttle, note, granted)
+
+
+def open_token_exchange(settings: Settings, front: FrontDoor, clock: Clock, auditor: Auditor) -> TokenExchange:
+    """Return what exchanges the tokens that a gateway takes."""
+
+    async def write_down(subject: Session, facts: dict[str, Any]) -> None:
+        facts = {**facts, "actors": [auditor.principal(actor) for actor in facts["actors"]]}
+        name = auditor.principal(subject.principal)
+        await auditor.append([auditor.entry(subject, "token:exchange", name, outcome="ok", facts=facts)])
+
+    key = load_or_create_issuer_key(settings.state_dir)
+    throttle = Throttle(settings.throttle, clock)
+    return TokenExchange(settings.security, settings.tokens, key, clock, front.identify, throttle, write_down)

@@ -16,6 +16,7 @@ from nexus_ray.core.errors import UnauthenticatedError
 from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
+from nexus_ray.security.client_certificates import PROVIDER, ClientCertificates, PeerCertificate
 from nexus_ray.security.dpop import Proofs, Shown
 from nexus_ray.security.jose import Parsed, Rules, parse, read_object, refused, verify
 from nexus_ray.security.jwk import Key
@@ -55,7 +56,6 @@ class _Seen:
     session: Session
     issuer: Issuer
     key: Key
-    bound: str
 
 
 class Authenticator:
@@ -75,7 +75,10 @@ class Authenticator:
         self._local: Issuer = LocalIssuer(key_set, settings)
         self._issuers = {issuer.rules.issuer: issuer for issuer in (*issuers, self._local)}
         self._bytes_max = max(issuer.rules.bytes_max for issuer in self._issuers.values())
-        self._proofs = Proofs(security or SecuritySettings())
+        security = security or SecuritySettings()
+        self._proofs = Proofs(security)
+        has_certificates = security.certificates.ca_file is not None
+        self._certificates = ClientCertificates(security.certificates, clock) if has_certificates else None
         self._seen: OrderedDict[bytes, _Seen] = OrderedDict()
 
     @classmethod
@@ -116,11 +119,15 @@ class Authenticator:
     def authenticate(self, credential: str | None, shown: Shown = _BEARER) -> Session:
         """Return who presents `credential`, the token of an `Authorization` header, by the keys that are at hand.
 
+        Without any, the certificate of the connection is the credential.
+
         Raises:
             UnauthenticatedError: Nobody that we know; all refusals read alike.
         """
         now = self._clock.now()
         provider, method = self._local.name, "dpop" if shown.scheme == "dpop" else "token"
+        if credential is None and shown.certificate is not None and self._certificates is not None:
+            return self._by_certificate(self._certificates, shown.certificate)
         try:
             if not credential:
                 raise refused("missing")
@@ -138,7 +145,7 @@ class Authenticator:
             else:
                 provider = seen.issuer.name
                 self._check_again(name, seen, now)
-            self._proofs.check(shown, credential, seen.bound, now)
+            self._proofs.check(shown, credential, seen.session.bound, now)
         except UnauthenticatedError as error:
             metrics.count("nexus_auth_attempts_total", provider=provider, result="failure", method=method)
             log.info("authn.refused", provider=provider, reason=error.details.get("reason"))
@@ -148,6 +155,18 @@ class Authenticator:
         if len(self._seen) > self._settings.cached_max:
             self._seen.popitem(last=False)
         return seen.session
+
+    def _by_certificate(self, certificates: ClientCertificates, peer: PeerCertificate) -> Session:
+        result = "failure"
+        try:
+            session = certificates.session(peer)
+            result = "success"
+            return session
+        except UnauthenticatedError as error:
+            log.info("authn.refused", provider=PROVIDER, reason=error.details.get("reason"))
+            raise
+        finally:
+            metrics.count("nexus_auth_attempts_total", provider=PROVIDER, result=result, method=PROVIDER)
 
     def _issuer(self, claims: dict[str, Any]) -> Issuer:
         """Return whose token this says it is; what nobody is known for, the local issuer refuses."""
@@ -161,9 +180,10 @@ class Authenticator:
         claims = issuer.read(raw, now)
         session = Session(
             claims.id or _name(token).hex(), claims.subject, claims.issuer, claims.roles, claims.expires_at,
-            claims.tenant, claims.method, claims.authenticated_at, claims.acr, claims.amr,
+            claims.tenant, claims.method, claims.authenticated_at, claims.acr, claims.amr, claims.bound,
+            claims.delegation,
         )  # fmt: skip
-        return _Seen(session, issuer, key, claims.key)
+        return _Seen(session, issuer, key)
 
     def _check_again(self, name: bytes, seen: _Seen, now: float) -> None:
         rules = seen.issuer.rules

@@ -158,7 +158,9 @@ class Authorizer:
             self._look(self._folder, now)
         if action not in _KNOWN:
             return Decision(False, NO_ROLE, self._engine.revision), False
-        told = (session.principal, session.roles, session.tenant, action, resource)
+        # What was given to the principal by name is not what a token with less of its roles was asked for.
+        is_narrowed = session.delegation is not None and session.delegation.is_narrowed
+        told = ("" if is_narrowed else session.principal, session.roles, session.tenant, action, resource)
         # Narrowed, or each goal's id would be a decision of its own.
         request = self._engine.narrow(PolicyRequest(*told, source_of_request(), self._clock.now()))
         # The session stands in the key beside what is asked: what one is allowed is never another's answer.

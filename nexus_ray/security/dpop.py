@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from nexus_ray.security.client_certificates import PeerCertificate
 from nexus_ray.security.jose import check_signature, parse, read_object, refused, same, seconds, token_hash
 from nexus_ray.security.jwk import ALGORITHMS, read_key, thumbprint
 from nexus_ray.security.settings import SecuritySettings
@@ -25,13 +26,15 @@ _PORTS = {"http": 80, "https": 443}
 class Shown:
     """How a credential was presented: with which scheme, which proofs beside it, and for what request.
 
-    `url` is the address of the request as this fleet knows itself, "" where it does not.
+    `url` is the address of the request as this fleet knows itself, "" where it does not. `certificate` is the
+    client's that the connection was made with, if it was with one.
     """
 
     scheme: str = "bearer"
     proofs: tuple[str, ...] = ()
     method: str = ""
     url: str = ""
+    certificate: PeerCertificate | None = None
 
 
 class Proofs:
@@ -47,13 +50,18 @@ class Proofs:
         Args:
             shown: How the token came.
             token: The token itself.
-            bound: Thumbprint of the key that it is bound to, "" where it is not.
+            bound: What it is bound to, "" where that is nothing; see `security.tokens.Claims`.
             now: Wall-clock seconds.
 
         Raises:
             UnauthenticatedError: No, or not this proof.
         """
-        if not bound:
+        kind, _, bound = bound.partition(":")
+        if kind == "x5t#S256":
+            if shown.certificate is None or not same(shown.certificate.thumbprint, bound):
+                raise refused("certificate_of_another")
+            kind = bound = ""
+        if not kind:
             if shown.scheme == "dpop" or shown.proofs:
                 raise refused("proof_of_unbound_token")
             return

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -122,6 +123,31 @@ class SamlSettings(BaseModel):
                 raise ValueError(f"{url!r} is not https, and http is for this machine only")
         if not self.idp_certificates or not self.roles:
             raise ValueError("idp_certificates say whose signature is believed, and roles what users may do")
+        return self
+
+
+class CertificateSettings(BaseModel):
+    """Whose client certificates are a log-in; nobody's if `ca_file` is not set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca_file: Path | None = None
+    """Authorities that sign for clients, PEM, and for nobody else: whatever they sign is let in. Read at the start."""
+    principal: Literal["spiffe", "subject"] = "spiffe"
+    """What names the caller: the SPIFFE id among the alternative names, or the subject (RFC 4514). The session's
+    principal is `certificate:` and that."""
+    trust_domain: str = ""
+    """Whose SPIFFE ids are taken; needed for them."""
+    roles: dict[str, tuple[str, ...]] = {}
+    """Roles here by name, in full or by its beginning and a `*`; what stands not here grants nothing."""
+    tenants: dict[str, str] = {}
+    """Tenants in the same way, where the longest counts; all are in `main` if not set, else who stands not here is
+    refused."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CertificateSettings":
+        if self.ca_file is not None and self.principal == "spiffe" and not self.trust_domain:
+            raise ValueError("SPIFFE ids are of a trust_domain, which is named here")
         return self
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, UnavailableError
+from nexus_ray.core.identity import Delegation
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.security.fetch import get_json, is_loopback_url
 from nexus_ray.security.jose import Rules, check_claims, refused, seconds
 from nexus_ray.security.jwk import Key, read_key_set
 from nexus_ray.security.policy import is_role_name
 from nexus_ray.security.settings import OidcProvider
-from nexus_ray.security.tokens import Claims, read_confirmation
+from nexus_ray.security.tokens import Claims, read_actors, read_confirmation
 
 log = get_logger("security.oidc")
 
@@ -123,7 +124,13 @@ class OidcIssuer:
         return Claims(
             token_id if isinstance(token_id, str) and token_id else "", f"{self.name}:{subject}", settings.issuer,
             self._roles(claims), seconds(claims, "exp"), tenant, "oidc", at, acr, tuple(amr), read_confirmation(claims),
+            self._delegation(claims),
         )  # fmt: skip
+
+    def _delegation(self, claims: dict[str, Any]) -> Delegation | None:
+        """Keep who acts for the subject, as the provider says it (RFC 8693, 4.1)."""
+        actors = read_actors(claims.get("act"))
+        return Delegation(tuple(f"{self.name}:{actor}" for actor in actors)) if actors else None
 
     def _roles(self, claims: dict[str, Any]) -> tuple[str, ...]:
         value: Any = claims

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, UnauthenticatedError, UnavailableError
-from nexus_ray.core.identity import Session
+from nexus_ray.core.identity import Delegation, Session
 from nexus_ray.observe.logs import get_logger
 
 log = get_logger("security.revocation")
@@ -101,7 +101,7 @@ class Revocations:
         return sum(len(listed) for listed in self._until.values())
 
     async def check(self, session: Session) -> None:
-        """Refuse a session that is revoked, or whose identity is suspended.
+        """Refuse a session that is revoked, or whose identity is suspended, or an actor's or a parent's of it.
 
         Raises:
             UnauthenticatedError: It is; outside that reads like every other failure.
@@ -115,6 +115,14 @@ class Revocations:
         if self._until[SESSION].get(name_of(session.tenant, session.id), 0.0) > now:
             raise UnauthenticatedError("authentication failed", reason="session_revoked")
         if self._until[IDENTITY].get(name_of(session.tenant, session.principal), 0.0) > now:
+            raise UnauthenticatedError("authentication failed", reason="identity_suspended")
+        if session.delegation is not None:
+            self._check_delegation(session.tenant, session.delegation, now)
+
+    def _check_delegation(self, tenant: str, delegation: Delegation, now: float) -> None:
+        if any(self._until[SESSION].get(name_of(tenant, parent), 0.0) > now for parent in delegation.parents):
+            raise UnauthenticatedError("authentication failed", reason="session_revoked")
+        if any(self._until[IDENTITY].get(name_of(tenant, actor), 0.0) > now for actor in delegation.actors):
             raise UnauthenticatedError("authentication failed", reason="identity_suspended")
 
     @contextlib.contextmanager

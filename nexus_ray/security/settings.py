@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.security.fetch import check_url
 from nexus_ray.security.jwk import ALGORITHMS
-from nexus_ray.security.login import LdapSettings, SamlSettings
+from nexus_ray.security.login import CertificateSettings, LdapSettings, SamlSettings
 
+_TAKEN = ("local", "ldap", "saml", "certificate")  # What others' principals begin with.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")  # It ends up in a metric's label and before a principal's name.
 
 
@@ -86,6 +87,9 @@ class SecuritySettings(BaseModel):
     """A directory whose users log in at `POST /v1/token`; in the environment as JSON."""
     saml: SamlSettings = SamlSettings()
     """An identity provider whose users log in by browser at `/v1/saml/login`; in the environment as JSON."""
+    certificates: CertificateSettings = CertificateSettings()
+    """Client certificates that are a log-in, where the front door's own listener ends TLS; in the environment as
+    JSON."""
     exchanged_s: float = Field(default=900.0, gt=0, le=86_400)
     """Life of a token that such a log-in is exchanged for; who was removed there is let in here for so long."""
     public_url: str = ""
@@ -99,7 +103,8 @@ class SecuritySettings(BaseModel):
     def _are_apart(self) -> "SecuritySettings":
         if len({provider.issuer for provider in self.oidc.values()}) != len(self.oidc):
             raise ValueError("two providers have one issuer")
-        wrong = [name for name in self.oidc if not _NAME.match(name) or name == "local"]
+        wrong = [name for name in self.oidc if not _NAME.match(name) or name in _TAKEN]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is no name of a provider: use a-z, 0-9 and '-', and not 'local'")
+            taken = ", ".join(_TAKEN)
+            raise ValueError(f"{wrong[0]!r} is no name of a provider: use a-z, 0-9 and '-', and not {taken}")
         return self

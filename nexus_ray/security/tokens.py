@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.core.identity import Delegation
 from nexus_ray.security.jose import Rules, check_claims, parse, read_object, refused, seconds, verify
 from nexus_ray.security.jwk import Key, base64url
 from nexus_ray.security.keys import KeySet, SigningKey
@@ -20,6 +21,10 @@ from nexus_ray.security.policy import is_role_name
 
 _ALGORITHM = "EdDSA"
 _TYPE = "nexus+jwt"
+ACTORS_MAX = 4
+"""Actors of one token: a service for a service for a user is two."""
+CONFIRMATIONS = ("jkt", "x5t#S256")
+"""What a token can be bound to: a key (RFC 9449) or a client certificate (RFC 8705)."""
 _OPTIONAL: dict[str, Any] = {"tenant": "main", "method": "token", "acr": "", "amr": []}
 
 
@@ -46,8 +51,8 @@ class TokenSettings(BaseModel):
 class Claims:
     """What a verified token says; `expires_at` and `authenticated_at` are wall-clock seconds.
 
-    `method` is how the caller proved who it is before the token was made; `key` is the thumbprint of the key that the
-    token is bound to, if it is (RFC 9449).
+    `method` is how the caller proved who it is before the token was made; `bound` names what the token is bound to, if
+    it is: `jkt:` and a key's thumbprint (RFC 9449), or `x5t#S256:` and a certificate's (RFC 8705).
     """
 
     id: str
@@ -60,7 +65,8 @@ class Claims:
     authenticated_at: float = 0.0
     acr: str = ""
     amr: tuple[str, ...] = ()
-    key: str = ""
+    bound: str = ""
+    delegation: Delegation | None = None
 
 
 def issue_token(
@@ -72,7 +78,7 @@ def issue_token(
     now: float,
     **more: Any,
 ) -> str:
-    """Return a signed token; `more` are further claims: `tenant`, `method`, `acr`, `amr`, `auth_time`, `cnf`.
+    """Return a signed token; `more` are further claims: `tenant`, `method`, `acr`, `amr`, `auth_time`, `cnf`, `act`.
 
     Raises:
         InvalidArgumentError: The lifetime is out of range, or the principal or a role is malformed.
@@ -170,11 +176,12 @@ def read_claims(claims: dict[str, Any], rules: Rules, now: float) -> Claims:
     return Claims(
         token_id, subject, rules.issuer, tuple(roles), seconds(claims, "exp"), tenant, method,
         seconds(claims, "auth_time" if "auth_time" in claims else "iat"), acr, tuple(amr), read_confirmation(claims),
+        _read_delegation(claims),
     )  # fmt: skip
 
 
 def read_confirmation(claims: dict[str, Any]) -> str:
-    """Return the thumbprint of the key that a token is bound to, or nothing where it is bound to none.
+    """Return what a token is bound to, or nothing where it is bound to nothing; see `Claims`.
 
     Raises:
         UnauthenticatedError: It is bound by something that we cannot check.
@@ -182,10 +189,47 @@ def read_confirmation(claims: dict[str, Any]) -> str:
     if "cnf" not in claims:
         return ""
     confirmation = claims["cnf"]
-    bound = confirmation.get("jkt") if isinstance(confirmation, dict) and set(confirmation) == {"jkt"} else None
-    if not isinstance(bound, str) or not bound:
+    if not isinstance(confirmation, dict) or len(confirmation) != 1:
         raise refused("confirmation")
-    return bound
+    ((kind, bound),) = confirmation.items()
+    if kind not in CONFIRMATIONS or not isinstance(bound, str) or not bound:
+        raise refused("confirmation")
+    return f"{kind}:{bound}"
+
+
+def delegation_claims(delegation: Delegation) -> dict[str, Any]:
+    """Return the claims that say a delegation: `act`, each actor around those before (RFC 8693, 4.1), and ours."""
+    act: dict[str, Any] = {}
+    for actor in reversed(delegation.actors):
+        act = {"sub": actor, **({"act": act} if act else {})}
+    found: dict[str, Any] = {"nexus_parents": list(delegation.parents), "nexus_narrowed": delegation.is_narrowed}
+    return {**found, "act": act} if act else found
+
+
+def read_actors(act: Any) -> tuple[str, ...]:
+    """Return who acts, by the claim `act`, the one who does now first.
+
+    Raises:
+        UnauthenticatedError: It is malformed, or too many.
+    """
+    actors: list[str] = []
+    while act is not None:
+        named = act.get("sub") if isinstance(act, dict) else None
+        if not isinstance(named, str) or not named or len(named) > 200 or len(actors) >= ACTORS_MAX:
+            raise refused("act")
+        actors.append(named)
+        act = act.get("act")
+    return tuple(actors)
+
+
+def _read_delegation(claims: dict[str, Any]) -> Delegation | None:
+    if not {"act", "nexus_parents", "nexus_narrowed"} & claims.keys():
+        return None
+    parents, is_narrowed = claims.get("nexus_parents", []), claims.get("nexus_narrowed", False)
+    is_list = isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)
+    if not is_list or not isinstance(is_narrowed, bool):
+        raise refused("delegation")
+    return Delegation(read_actors(claims.get("act")), tuple(parents), is_narrowed)
 
 
 def _encode(value: dict[str, Any]) -> str:

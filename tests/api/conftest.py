@@ -22,6 +22,7 @@ from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.goals.spec import Specs
 from nexus_ray.runtime.front import FrontDoor
+from nexus_ray.runtime.log_ins import open_token_exchange
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
 from nexus_ray.security.keys import KeySet, load_key_set, load_or_create_issuer_key
@@ -131,6 +132,8 @@ def make_door(
         trace_folder=folder / "traces",
         auditor=auditor or auditor_of(Settings(state_dir=folder, audit=audit or AuditSettings()), clock),
     )
+    settings = Settings(state_dir=folder, throttle=throttle or ThrottleSettings())
+    front.token_exchange = open_token_exchange(settings, front, clock, front._auditor)
     return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0), throttle=throttle), folder)
 
 

@@ -127,7 +127,6 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"{", "application/json"), "nothing": (b"", "application/json"),
     "too long": (b'{"username":"bob","password":"' + b"x" * 5000 + b'"}', "application/json"),
     "twice": (b"username=bob&password=builder&username=ada", FORM["Content-Type"]),
-    "another grant": (b"username=bob&password=builder&grant_type=implicit", FORM["Content-Type"]),
     "not a form": (b"username", FORM["Content-Type"]), "another kind": (b"username=bob&password=builder", "text/plain"),
     "many fields": (b"&".join(b"a%d=1" % n for n in range(100)), FORM["Content-Type"]),
 }  # fmt: skip

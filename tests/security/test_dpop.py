@@ -79,7 +79,7 @@ def test_a_token_that_is_not_bound_comes_without_proof(authenticator: Authentica
 
 
 @pytest.mark.parametrize(
-    "bound", [{}, {"jkt": ""}, {"jkt": 1}, {"x5t#S256": "x"}, {"jkt": "x", "jwk": {}}, "x", None, []]
+    "bound", [{}, {"jkt": ""}, {"jkt": 1}, {"x5t": "x"}, {"x5t#S256": 1}, {"jkt": "x", "jwk": {}}, "x", None, []]
 )
 def test_a_token_bound_by_what_we_cannot_check_is_refused(
     authenticator: Authenticator, key: SigningKey, bound: Any
