@@ -13,7 +13,6 @@ import pytest
 from pydantic import BaseModel
 
 import nexus_ray as nexus
-from nexus_ray.api.app import build_app
 from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.config import RuntimeSettings, Settings
@@ -28,6 +27,7 @@ from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
 from nexus_ray.security.keys import KeySet, load_key_set, load_or_create_issuer_key
 from nexus_ray.security.throttle import ThrottleSettings
 from nexus_ray.security.tokens import TokenSettings, issue_token
+from tests.support.apps import Standing, borrow, engine_of, give_back
 from tests.support.auditing import auditor_of
 from tests.support.in_process import InProcessFleet, in_process_fleet
 
@@ -93,6 +93,7 @@ class Door:
     front: FrontDoor
     app: Any
     folder: Path
+    standing: Standing | None = None
 
     def token(self, *roles: str, name: str = "ada", tenant: str = "main") -> str:
         key = load_or_create_issuer_key(self.folder)
@@ -102,6 +103,11 @@ class Door:
         headers = {"Authorization": f"Bearer {self.token(*roles, name=name, tenant=tenant)}"} if roles else {}
         transport = httpx2.ASGITransport(app=self.app)
         return httpx2.AsyncClient(transport=transport, base_url="http://fleet", headers=headers)
+
+    async def close(self) -> None:
+        await self.front.close()
+        if self.standing is not None:
+            give_back(self.standing)
 
 
 def make_door(
@@ -121,12 +127,13 @@ def make_door(
     load_or_create_issuer_key(folder)
     ensure_role_file(folder)
     clock = SystemClock()
+    granted = {**load_roles(folder), **(roles or {})}
     front = FrontDoor(
         specs=Specs(fleet.app.agents, fleet.app.goals),
         ledger=ledger or fleet.ledger,
         fleet=front_fleet or fleet,
         authenticator=Authenticator(keys or load_key_set(folder), TokenSettings(), clock),
-        authorizer=Authorizer({**load_roles(folder), **(roles or {})}),
+        authorizer=Authorizer(granted, engine=engine_of(granted)),
         clock=clock,
         settings=fleet.settings.goals,
         trace_folder=folder / "traces",
@@ -134,7 +141,8 @@ def make_door(
     )
     settings = Settings(state_dir=folder, throttle=throttle or ThrottleSettings())
     front.token_exchange = open_token_exchange(settings, front, clock, front._auditor)
-    return Door(fleet, front, build_app(front, runtime or RuntimeSettings(wait_s_max=5.0), throttle=throttle), folder)
+    standing = borrow(front, runtime or RuntimeSettings(wait_s_max=5.0), throttle)
+    return Door(fleet, front, standing.app, folder, standing)
 
 
 @contextlib.asynccontextmanager
@@ -167,7 +175,7 @@ async def doors(fleet: InProcessFleet, tmp_path: Path) -> AsyncIterator[Callable
 
     yield make
     for door in made:
-        await door.front.close()
+        await door.close()
 
 
 @pytest.fixture
