@@ -25,6 +25,7 @@ from nexus_ray.runtime.log_ins import open_token_exchange
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
 from nexus_ray.security.keys import KeySet, load_key_set, load_or_create_issuer_key
+from nexus_ray.security.settings import SecuritySettings
 from nexus_ray.security.throttle import ThrottleSettings
 from nexus_ray.security.tokens import TokenSettings, issue_token
 from tests.support.apps import Standing, borrow, engine_of, give_back
@@ -122,6 +123,7 @@ def make_door(
     throttle: ThrottleSettings | None = None,
     audit: AuditSettings | None = None,
     auditor: Auditor | None = None,
+    security: SecuritySettings | None = None,
 ) -> Door:
     folder.mkdir(mode=0o700, exist_ok=True)
     load_or_create_issuer_key(folder)
@@ -132,7 +134,7 @@ def make_door(
         specs=Specs(fleet.app.agents, fleet.app.goals),
         ledger=ledger or fleet.ledger,
         fleet=front_fleet or fleet,
-        authenticator=Authenticator(keys or load_key_set(folder), TokenSettings(), clock),
+        authenticator=Authenticator(keys or load_key_set(folder), TokenSettings(), clock, security=security),
         authorizer=Authorizer(granted, engine=engine_of(granted)),
         clock=clock,
         settings=fleet.settings.goals,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -15,9 +16,11 @@ from tests.api.conftest import Door, submit
 
 
 @contextlib.asynccontextmanager
-async def listening(door: Door, settings: RuntimeSettings) -> AsyncIterator[Listener]:
+async def listening(
+    door: Door, settings: RuntimeSettings, client_ca: Path | None = None
+) -> AsyncIterator[Listener]:
     """Begin and end the lifespan, as Serve does."""
-    listener = Listener(door.app, settings)
+    listener = Listener(door.app, settings, client_ca)
     events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     told: asyncio.Queue[str] = asyncio.Queue()
 

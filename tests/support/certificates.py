@@ -25,13 +25,14 @@ class Authority:
         self.file = folder / f"{name.replace(' ', '-')}.pem"
         self.file.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, host: str = "127.0.0.1", days: float = 5) -> tuple[Path, Path]:
-        """Return the files of a server's certificate and key; with negative days it is over."""
+    def issue(self, name: str, host: str = "127.0.0.1", days: float = 5, uri: str = "") -> tuple[Path, Path]:
+        """Return the files of a certificate and key, a server's or with a URI a client's; below 0 days it is over."""
         key = ec.generate_private_key(ec.SECP256R1())
         try:
             spoken: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
         except ValueError:
             spoken = x509.DNSName(host)
+        spoken = x509.UniformResourceIdentifier(uri) if uri else spoken
         made = _begun(_named(name), self._name, key.public_key(), days)
         made = made.add_extension(x509.SubjectAlternativeName([spoken]), critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
