@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from nexus_ray.core.clock import ManualClock
+from tests.support.opa import opa as opa  # A server that all tests of a process share.
 
 settings.register_profile("house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")

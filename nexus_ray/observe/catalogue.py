@@ -40,6 +40,9 @@ _ROWS = (
     Metric(
         "nexus_authz_decisions_total", "counter", ("resource_type", "operation", "decision"), "Authorization decisions"
     ),
+    Metric(
+        "nexus_policy_engine_failures_total", "counter", ("reason",), "Refusals because the policy engine did not decide"
+    ),
     Metric("nexus_policy_loads_total", "counter", ("result",), "Changed policies, taken into force or refused"),
     Metric(
         "nexus_security_violations_total", "counter", ("violation_type", "severity", "source"),

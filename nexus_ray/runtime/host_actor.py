@@ -40,7 +40,7 @@ class AgentHost:
         configure_process(settings, host)
         self._streams = Streams(host)
         self._carrier = PeerCarrier(self._streams)
-        authorizer = Authorizer.from_folder(settings.state_dir)
+        authorizer = Authorizer.from_folder(settings.state_dir, settings=settings.security.policy)
         self._auditor = open_auditor(settings, host, SystemClock())
         self._process = HostProcess(
             host=host,

@@ -9,7 +9,7 @@ import secrets
 import time
 import tomllib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from nexus_ray.audit.auditor import source_of_request
@@ -18,10 +18,22 @@ from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError,
 from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
-from nexus_ray.security.policy import ACTIONS, NO_ROLE, Decision, Policy, PolicyEngine, PolicyRequest, parse_policy
+from nexus_ray.security.opa import OpaEngine, OpaServer
+from nexus_ray.security.policy import (
+    ACTIONS,
+    NO_ROLE,
+    REASONS,
+    Decision,
+    Policy,
+    PolicyEngine,
+    PolicyRequest,
+    parse_policy,
+)
+from nexus_ray.security.policy_settings import PolicySettings
 from nexus_ray.security.rego_engine import RegoEngine
 
 _KNOWN = frozenset(ACTIONS)
+_DECIDED = REASONS | {"input_refused"}  # Other reasons say that nothing was decided; the next call asks again.
 _FILE = "roles.toml"
 _DEFAULT = """\
 # What each role may do: an action, or `type:*`, and if wanted a space and a resource such as `review.*`. A role may
@@ -93,6 +105,14 @@ def load_roles(folder: Path) -> dict[str, frozenset[str]]:
     return load_policy(folder).grants
 
 
+def engine_of(settings: PolicySettings) -> Callable[[Policy], PolicyEngine]:
+    """Return what makes the engine that the settings name, for one policy after the other."""
+    if settings.engine == "opa":
+        server = OpaServer(settings)  # One for all of them: how it does is not forgotten with a policy.
+        return lambda policy: OpaEngine(policy, server)
+    return lambda policy: RegoEngine(policy, timeout_s=settings.decision_timeout_s)
+
+
 class Authorizer:
     """Decides by an engine, remembers that for seconds, and counts and logs each decision."""
 
@@ -104,16 +124,20 @@ class Authorizer:
         self._roles = sorted(roles)
         self._remembered: OrderedDict[tuple[object, ...], tuple[Decision, float]] = OrderedDict()
         self._folder: Path | None = None
+        self._make_engine = engine_of(PolicySettings())
         self._stamp: object = None
         self._looked_at = 0.0
 
     @classmethod
-    def from_folder(cls, folder: Path, clock: Clock | None = None) -> "Authorizer":
+    def from_folder(
+        cls, folder: Path, clock: Clock | None = None, settings: PolicySettings | None = None
+    ) -> "Authorizer":
         """Return an authorizer over the role file of a state folder; it follows the file's changes."""
         stamp = _stamp(folder)
         policy = load_policy(folder)
-        made = cls(policy.grants, engine=RegoEngine(policy), clock=clock)
-        made._folder, made._stamp = folder, stamp
+        make_engine = engine_of(settings or PolicySettings())
+        made = cls(policy.grants, engine=make_engine(policy), clock=clock)
+        made._folder, made._stamp, made._make_engine = folder, stamp, make_engine
         made._looked_at = made._clock.monotonic()
         return made
 
@@ -172,7 +196,10 @@ class Authorizer:
             decision = self._engine.decide(request)
         except Exception:  # An engine promises not to raise; that this is no yes does not hang on its promise.
             log.error("authz.engine_failed", exc_info=True)
-            return Decision(False, "engine_failed", self._engine.revision), False
+            decision = Decision(False, "engine_failed", self._engine.revision)
+        if decision.reason not in _DECIDED:
+            metrics.count("nexus_policy_engine_failures_total", reason=decision.reason)
+            return decision, False
         self._remembered[key] = (decision, now)
         if len(self._remembered) > _REMEMBERED_MAX:
             self._remembered.popitem(last=False)
@@ -187,7 +214,7 @@ class Authorizer:
         self._stamp = stamp
         try:
             policy = load_policy(folder)
-            engine = RegoEngine(policy)
+            engine = self._make_engine(policy)
         except (FailedPreconditionError, InvalidArgumentError) as error:
             metrics.count("nexus_policy_loads_total", result="failure")
             log.error("policy.refused", reason=error.message, revision=self._engine.revision)

@@ -8,6 +8,7 @@ from nexus_ray.core.errors import UnavailableError
 from nexus_ray.security.fetch import check_url
 from nexus_ray.security.jwk import ALGORITHMS
 from nexus_ray.security.login import CertificateSettings, LdapSettings, SamlSettings
+from nexus_ray.security.policy_settings import PolicySettings
 
 _TAKEN = ("local", "ldap", "saml", "certificate")  # What others' principals begin with.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")  # It ends up in a metric's label and before a principal's name.
@@ -90,6 +91,8 @@ class SecuritySettings(BaseModel):
     certificates: CertificateSettings = CertificateSettings()
     """Client certificates that are a log-in, where the front door's own listener ends TLS; in the environment as
     JSON."""
+    policy: PolicySettings = PolicySettings()
+    """Which engine decides who may do what, and whose signature its policy carries; in the environment as JSON."""
     exchanged_s: float = Field(default=900.0, gt=0, le=86_400)
     """Life of a token that such a log-in is exchanged for; who was removed there is let in here for so long."""
     public_url: str = ""

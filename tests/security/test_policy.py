@@ -137,6 +137,7 @@ class _Counting:
         self.asked = 0
         self.is_allowed = True
         self.fails = False
+        self.refusal = NO_ROLE
 
     def narrow(self, request: PolicyRequest) -> PolicyRequest:
         return request
@@ -145,7 +146,7 @@ class _Counting:
         self.asked += 1
         if self.fails:
             raise RuntimeError("out of order")
-        return Decision(self.is_allowed, "granted" if self.is_allowed else NO_ROLE, self.revision)
+        return Decision(self.is_allowed, "granted" if self.is_allowed else self.refusal, self.revision)
 
 
 def test_a_decision_is_remembered_for_seconds_for_its_own_session_until_flushed(clock: ManualClock) -> None:
@@ -199,6 +200,30 @@ def test_an_engine_that_fails_is_a_no_and_is_asked_again(clock: ManualClock) -> 
     authorizer.authorize(ann, "goal:read")
 
     assert caught.value.details["reason"] == "engine_failed"
+
+
+@pytest.mark.parametrize("reason", ["engine_undefined", "engine_failed", "engine_timeout", "revision_unknown"])
+def test_what_was_not_decided_is_not_remembered(clock: ManualClock, reason: str) -> None:
+    engine = _Counting()
+    engine.is_allowed, engine.refusal = False, reason
+    authorizer = Authorizer({}, engine=engine, clock=clock)
+    ann = Session("ann", "ann", "local", (), 9e9)
+
+    with pytest.raises(PermissionDeniedError) as caught:
+        authorizer.authorize(ann, "goal:read")
+    engine.is_allowed = True
+    authorizer.authorize(ann, "goal:read")
+
+    assert (caught.value.details["reason"], engine.asked) == (reason, 2)
+
+
+def test_a_decision_that_took_too_long_is_no() -> None:
+    granted = next(case.request for case in CASES if case.reason == "granted")
+    assert RegoEngine(parse_policy(POLICY), timeout_s=60).decide(granted).is_allowed
+
+    decision = RegoEngine(parse_policy(POLICY), timeout_s=0).decide(granted)
+
+    assert (decision.is_allowed, decision.reason) == (False, "engine_timeout")
 
 
 def test_every_action_is_granted_to_an_admin_and_none_to_a_stranger(tmp_path: Path) -> None:
