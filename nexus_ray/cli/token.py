@@ -9,7 +9,7 @@ import typer
 
 from nexus_ray.cli.exits import Verbs
 from nexus_ray.cli.show import moment, print_json, say
-from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError
 
 verbs = typer.Typer(cls=Verbs, no_args_is_help=True, help="Make tokens.")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -58,6 +58,38 @@ def create(
         return
     typer.echo(token)
     say(f"{name}: {', '.join(roles)}, until {moment(now + lifetime_s)}; use it as NEXUS_TOKEN")
+
+
+@verbs.command("rotate-key")
+def rotate_key(
+    forget_old: Annotated[bool, typer.Option("--forget-old", help="End what keys before have signed, now.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Have a new key sign tokens; what the one before has signed holds until it expires."""
+    from nexus_ray.config import load
+    from nexus_ray.core.clock import SystemClock
+    from nexus_ray.runtime.audit_local import write_down
+    from nexus_ray.runtime.state import write_operator_token
+    from nexus_ray.security.keys import rotate_issuer_key
+
+    settings = load()
+    folder = settings.state_dir
+    if not (folder / "issuer.key").exists():
+        raise FailedPreconditionError(f"there is no key in {folder} yet; `nexus up` makes one")
+    now = SystemClock().now()
+    keep_s = 0.0 if forget_old else settings.tokens.lifetime_max_s + settings.tokens.leeway_s
+
+    def before(old: str, new: str) -> None:
+        write_down(settings, "key:rotate", new, {"before": old, "before_until": now + keep_s})
+
+    old, new = rotate_issuer_key(folder, now, keep_s, before)
+    if (folder / "token").exists():
+        write_operator_token(settings)  # The command line's own goes on, whatever becomes of the key before.
+    if as_json:
+        print_json({"kid": new.kid, "before": old.kid, "before_until": now + keep_s})
+        return
+    ends = "ended now" if forget_old else f"is believed until {moment(now + keep_s)}"
+    say(f"{new.kid} signs from now on; {old.kid} {ends}")
 
 
 def parse_ttl_s(text: str) -> float:

@@ -14,7 +14,7 @@ from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.marks import Mark
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.exchange import Exchange
-from nexus_ray.security.keys import load_or_create_issuer_key
+from nexus_ray.security.keys import FolderKey
 from nexus_ray.security.login import LogIn
 from nexus_ray.security.throttle import Throttle
 from nexus_ray.security.token_exchange import TokenExchange
@@ -43,7 +43,7 @@ def open_exchange(settings: Settings, ledger: Ledger, clock: Clock, auditor: Aud
     if not (security.ldap.url or security.saml.entity_id):
         return None
     directory = provider = None
-    key = load_or_create_issuer_key(settings.state_dir)
+    key = FolderKey(settings.state_dir)
     try:
         if security.ldap.url:
             from nexus_ray.security.ldap import Directory
@@ -52,7 +52,7 @@ def open_exchange(settings: Settings, ledger: Ledger, clock: Clock, auditor: Aud
         if security.saml.entity_id:
             from nexus_ray.security.saml import ServiceProvider
 
-            provider = ServiceProvider(security.saml, key.private.private_bytes_raw(), clock)
+            provider = ServiceProvider(security.saml, key().private.private_bytes_raw(), clock)
     except ImportError as error:
         raise FailedPreconditionError(
             f"{error.name} is not installed: `pip install 'nexus-ray[ldap,saml]'` has what log-ins need"
@@ -80,6 +80,6 @@ def open_token_exchange(settings: Settings, front: FrontDoor, clock: Clock, audi
         name = auditor.principal(subject.principal)
         await auditor.append([auditor.entry(subject, "token:exchange", name, outcome="ok", facts=facts)])
 
-    key = load_or_create_issuer_key(settings.state_dir)
+    key = FolderKey(settings.state_dir)
     throttle = Throttle(settings.throttle, clock)
     return TokenExchange(settings.security, settings.tokens, key, clock, front.identify, throttle, write_down)

@@ -68,12 +68,13 @@ class Authenticator:
         clock: Clock,
         issuers: Sequence[Issuer] = (),
         security: SecuritySettings | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self._key_set = key_set
+        """`folder` is where the keys of the local issuer are followed to, if they are."""
         self._settings = settings
         self._clock = clock
-        self._local: Issuer = LocalIssuer(key_set, settings)
-        self._issuers = {issuer.rules.issuer: issuer for issuer in (*issuers, self._local)}
+        self._local = LocalIssuer(key_set, settings, clock, folder)
+        self._issuers: dict[str, Issuer] = {issuer.rules.issuer: issuer for issuer in (*issuers, self._local)}
         self._bytes_max = max(issuer.rules.bytes_max for issuer in self._issuers.values())
         security = security or SecuritySettings()
         self._proofs = Proofs(security)
@@ -92,12 +93,12 @@ class Authenticator:
         """
         security = security or SecuritySettings()
         issuers = [OidcIssuer(name, provider, clock) for name, provider in security.oidc.items()]
-        return cls(load_key_set(folder), settings, clock, issuers, security)
+        return cls(load_key_set(folder), settings, clock, issuers, security, folder)
 
     @property
     def is_ready(self) -> bool:
         """Tell whether there is a key to check with."""
-        return bool(self._key_set.keys)
+        return bool(self._local.keys())
 
     async def identify(self, credential: str | None, shown: Shown = _BEARER) -> Session:
         """Return who presents a credential, having asked its provider for keys first where that is needed.
@@ -176,7 +177,11 @@ class Authenticator:
     def _check(self, token: str, parsed: Parsed, raw: dict[str, Any], issuer: Issuer, now: float) -> _Seen:
         if len(token) > issuer.rules.bytes_max:
             raise refused("size")
-        key = verify(parsed, issuer.keys(), issuer.rules)
+        keys, kid = issuer.keys(), parsed.header.get("kid")
+        if issuer is self._local and isinstance(kid, str) and kid not in keys:
+            self._local.look()  # It may be the first token of a new key.
+            keys = issuer.keys()
+        key = verify(parsed, keys, issuer.rules)
         claims = issuer.read(raw, now)
         session = Session(
             claims.id or _name(token).hex(), claims.subject, claims.issuer, claims.roles, claims.expires_at,

@@ -59,7 +59,7 @@ class Exchange:
         self,
         settings: SecuritySettings,
         tokens: TokenSettings,
-        key: SigningKey,
+        key: Callable[[], SigningKey],
         once: Once,
         clock: Clock,
         directory: "Directory | None" = None,
@@ -173,7 +173,7 @@ class Exchange:
             raise refused("session_ended")
         id = secrets.token_hex(16)
         token = issue_token(
-            self._key, self._tokens, log_in.principal, log_in.roles, lifetime_s, now, jti=id, tenant=log_in.tenant,
+            self._key(), self._tokens, log_in.principal, log_in.roles, lifetime_s, now, jti=id, tenant=log_in.tenant,
             method=log_in.method, auth_time=int(log_in.authenticated_at), acr=log_in.acr, amr=list(log_in.amr),
         )  # fmt: skip
         if len(token) > self._tokens.token_bytes_max:

@@ -52,7 +52,7 @@ class TokenExchange:
         self,
         settings: SecuritySettings,
         tokens: TokenSettings,
-        key: SigningKey,
+        key: Callable[[], SigningKey],
         clock: Clock,
         identify: Identify,
         throttle: Throttle,
@@ -118,7 +118,7 @@ class TokenExchange:
         kind, _, value = subject.bound.partition(":")
         id = secrets.token_hex(16)
         token = issue_token(
-            self._key, self._tokens, subject.principal, roles, lifetime_s, now, jti=id, tenant=subject.tenant,
+            self._key(), self._tokens, subject.principal, roles, lifetime_s, now, jti=id, tenant=subject.tenant,
             method="exchange", auth_time=int(subject.authenticated_at), acr=subject.acr, amr=list(subject.amr),
             **delegation_claims(delegation), **({"cnf": {kind: value}} if value else {}),
         )  # fmt: skip

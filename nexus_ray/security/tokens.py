@@ -5,20 +5,27 @@ checks themselves are `security.jose`'s; here stands what a token of ours must s
 """
 
 import json
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.core.clock import Clock, SystemClock
+from nexus_ray.core.errors import InvalidArgumentError, NexusError
 from nexus_ray.core.identity import Delegation
+from nexus_ray.observe.logs import get_logger
 from nexus_ray.security.jose import Rules, check_claims, parse, read_object, refused, seconds, verify
 from nexus_ray.security.jwk import Key, base64url
-from nexus_ray.security.keys import KeySet, SigningKey
+from nexus_ray.security.keys import KeySet, SigningKey, load_key_set, public_keys_stamp
 from nexus_ray.security.policy import is_role_name
 
+log = get_logger("security.tokens")
+
+_LOOK_S = 1.0  # How often a process looks for keys that have changed; for one that it does not know, at once.
 _ALGORITHM = "EdDSA"
 _TYPE = "nexus+jwt"
 ACTORS_MAX = 4
@@ -124,13 +131,46 @@ class LocalIssuer:
 
     name = "local"
 
-    def __init__(self, key_set: KeySet, settings: TokenSettings) -> None:
+    def __init__(
+        self, key_set: KeySet, settings: TokenSettings, clock: Clock | None = None, folder: Path | None = None
+    ) -> None:
+        """`folder` is where the keys are from, and are followed to; they stay as they are without."""
+        self._key_set = key_set
         self._keys = key_set.keys
+        self._clock = clock or SystemClock()
+        self._folder = folder
+        self._stamp: object = public_keys_stamp(folder) if folder is not None else None
+        self._looked_at = self._clock.monotonic()
+        self._over_at = self._pick()
         self.rules = rules_of(settings)
 
     def keys(self) -> Mapping[str, Key]:
-        """Return the keys of the state folder."""
+        """Return the keys of the state folder that are believed now."""
+        if self._clock.monotonic() - self._looked_at >= _LOOK_S:
+            self.look()
+        if self._clock.now() >= self._over_at:
+            self._over_at = self._pick()
         return self._keys
+
+    def look(self) -> None:
+        """Take up keys that were changed; a file that cannot be read changes nothing but the log."""
+        self._looked_at = self._clock.monotonic()
+        if self._folder is None or (stamp := public_keys_stamp(self._folder)) == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._key_set = load_key_set(self._folder)
+        except NexusError as error:
+            log.error("keys.refused", error=error.message)
+            return
+        self._over_at = self._pick()
+        log.info("keys.taken_up", keys=len(self._keys))
+
+    def _pick(self) -> float:
+        """Keep the keys that are not over; return when the next one is."""
+        now, until = self._clock.now(), self._key_set.until
+        self._keys = {kid: key for kid, key in self._key_set.keys.items() if until.get(kid, math.inf) > now}
+        return min((end for end in until.values() if end > now), default=math.inf)
 
     async def prepare(self, kid: Any) -> None:
         """Do nothing: the keys are here."""

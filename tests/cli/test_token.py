@@ -10,9 +10,9 @@ from nexus_ray.audit.ports import RecordQuery
 from nexus_ray.cli.token import parse_ttl_s
 from nexus_ray.config import load
 from nexus_ray.core.clock import SystemClock
-from nexus_ray.core.errors import InvalidArgumentError
+from nexus_ray.core.errors import InvalidArgumentError, UnauthenticatedError
 from nexus_ray.runtime.audit_link import open_audit_file
-from nexus_ray.runtime.state import StateLock, prepare_state, socket_folder
+from nexus_ray.runtime.state import StateLock, prepare_state, socket_folder, write_operator_token
 from nexus_ray.runtime.wire import WireServer
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer
@@ -154,6 +154,54 @@ def test_while_a_fleet_is_up_its_ledger_writes_the_record(state: Path) -> None:
 
     assert made.exit_code == 0
     assert [(one["action"], one["resource"]) for one in found] == [("token:create", "ada")]
+
+
+def test_a_key_that_is_rotated_is_on_record_and_what_it_signed_holds(state: Path) -> None:
+    prepare_state(load())
+    write_operator_token(load())
+    before, own = nexus("token", "create", "--role", "reader").stdout.strip(), (state / "token").read_text()
+
+    told = printed(nexus("token", "rotate-key", "--json"))
+    after = nexus("token", "create", "--role", "reader").stdout.strip()
+
+    record = records_of(state)[1]
+    assert (record["action"], record["resource"], record["facts"]["before"]) == (
+        "key:rotate", told["kid"], told["before"],
+    )  # fmt: skip
+    assert abs(told["before_until"] - time.time() - 30 * 86_400) < 600
+    for token in (before, own, after, (state / "token").read_text()):
+        assert session_of(state, token)
+    assert (state / "token").read_text() != own
+
+
+def test_a_key_that_leaked_ends_with_all_that_it_signed(state: Path) -> None:
+    first = nexus("token", "create", "--role", "reader").stdout.strip()
+    nexus("token", "rotate-key")
+    second = nexus("token", "create", "--role", "reader").stdout.strip()
+
+    result = nexus("token", "rotate-key", "--forget-old")
+
+    assert result.exit_code == 0 and "ended now" in result.stderr
+    for token in (first, second):
+        with pytest.raises(UnauthenticatedError):
+            session_of(state, token)
+    assert session_of(state, nexus("token", "create", "--role", "reader").stdout.strip())
+
+
+def test_a_key_is_not_rotated_where_that_cannot_be_written_down_or_there_is_none(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nexus("token", "rotate-key").exit_code == 2
+    nexus("token", "create", "--role", "reader")
+    before = (state / "issuer.key").read_bytes(), (state / "jwks.json").read_bytes()
+    monkeypatch.setenv("NEXUS_AUDIT__ANSWER_S_MAX", "0.2")
+    lock = StateLock(state)
+
+    result = nexus("token", "rotate-key")
+    lock.release()
+
+    assert result.exit_code == 4
+    assert ((state / "issuer.key").read_bytes(), (state / "jwks.json").read_bytes()) == before
 
 
 @pytest.mark.parametrize(

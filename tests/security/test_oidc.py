@@ -10,7 +10,7 @@ import pytest
 
 from nexus_ray.core.clock import ManualClock, SystemClock
 from nexus_ray.core.errors import InvalidArgumentError, UnauthenticatedError, UnavailableError
-from nexus_ray.core.identity import Session
+from nexus_ray.core.identity import Delegation, Session
 from nexus_ray.observe import metrics
 from nexus_ray.security import fetch
 from nexus_ray.security.authn import Authenticator
@@ -264,13 +264,15 @@ def test_whatever_a_proved_token_claims_it_is_read_or_refused() -> None:
     good = {
         "iss": "https://idp.example", "aud": "nexus", "sub": "ann", "iat": NOW, "exp": NOW + 60, "nbf": NOW, "jti": "1",
         "tid": "a", "acr": "mfa", "amr": ["pwd"], "auth_time": NOW, "realm": {"roles": ["r", "bad", "x"]},
-        "cnf": {"jkt": "k"}, "roles": ["reader"], "tenant": "main", "method": "token",
+        "cnf": {"jkt": "k"}, "roles": ["reader"], "tenant": "main", "method": "token", "act": {"sub": "robot"},
+        "nexus_parents": ["1"], "nexus_narrowed": True,
     }  # fmt: skip
     odd: list[Any] = [None, True, 0, -1, 1e308, 10**400, "", "a", "r", "\u202e", "x" * 300, [], ["r"], [[]], [None], {},
                       {"roles": "r bad"}, {"roles": {"r": 1}}, {"jkt": []}, {"jkt": "k"}, ["nexus", {}],
                       "nexus"]  # fmt: skip
     read = corp.read(good, NOW)
-    assert (read.roles, read.tenant, read.acr, read.amr, read.key) == (("reader",), "a-corp", "mfa", ("pwd",), "k")
+    assert (read.roles, read.tenant, read.acr, read.amr) == (("reader",), "a-corp", "mfa", ("pwd",))
+    assert read.bound == "jkt:k" and read.delegation == Delegation(("corp:robot",))
 
     ends = Counter[str]()
     for _ in range(3000):
