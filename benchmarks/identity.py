@@ -301,7 +301,7 @@ class _Unmoved:
     async def poke_cancel(self, record: GoalRecord, by: str) -> None:
         return None
 
-    async def agents(self, limit: int) -> list[dict[str, Any]]:
+    async def agents(self, limit: int, tenant: str = "") -> list[dict[str, Any]]:
         return []
 
     async def hosts(self) -> list[dict[str, Any]]:

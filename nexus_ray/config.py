@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,11 @@ class RuntimeSettings(BaseModel):
     """Certificate chain of the front door, PEM."""
     tls_key: Path | None = None
     """Private key of the front door, PEM."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks of proxies before the front door, such as `10.0.0.7/32`, whose word on where a request comes from is
+    believed; in the environment as JSON. Nobody's, if not set: limits and policies then see the proxy."""
+    proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """The header that they write, and that callers cannot get past them."""
     body_bytes_max: int = Field(default=1024 * 1024, ge=1)
     """Largest request body; a larger payload belongs in a store, with its address in the payload."""
     batch_goals_max: int = Field(default=1000, ge=1, le=10_000)
@@ -99,6 +105,14 @@ class RuntimeSettings(BaseModel):
     """Longest time that a request may wait for a goal; proxies cut longer ones."""
     requests_in_flight_max: int = Field(default=256, ge=1)
     """Requests at one time in a gateway; more are refused with 503."""
+
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for text in networks:
+            ip_network(text)  # Its complaint says what is wrong.
+        return networks
 
 
 class Settings(BaseSettings):

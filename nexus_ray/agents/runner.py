@@ -111,12 +111,14 @@ class AgentRunner:
         """Return how many agents are active, by type."""
         return {name: count for name, count in self._counts.items() if count}
 
-    def active(self, limit: int) -> list[tuple[AgentId, int, int]]:
-        """Return active agents with the tasks that run and wait, `limit` at the most."""
+    def active(self, limit: int, tenant: str = "") -> list[tuple[AgentId, int, int]]:
+        """Return active agents, of one tenant if it is given, with the tasks that run and wait, `limit` at the most."""
         rows: list[tuple[AgentId, int, int]] = []
         for agent, activation in self._active.items():
             if len(rows) >= limit:
                 break
+            if tenant and agent.tenant != tenant:
+                continue
             rows.append((agent, activation.mailbox.running, activation.mailbox.waiting))
         return rows
 

@@ -109,7 +109,7 @@ def _check_path(scope: Scope) -> None:
 
 
 def _scene(scope: Scope) -> Scene:
-    """Return where a request comes from: the other end of the connection, and never what a header claims."""
+    """Return where a request comes from, as the edge found out."""
     client = scope.get("client")
     traceparent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), "")
     return Scene(client[0] if client else "", trace_id_of(traceparent))

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nexus_ray.api.problems import problem, unforeseen
+from nexus_ray.api.proxies import Proxies
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.observe import metrics
 
@@ -36,10 +37,13 @@ class Edge:
     def __init__(self, app: ASGIApp, settings: RuntimeSettings) -> None:
         self._app = app
         self._settings = settings
+        self._proxies = Proxies(settings)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] != "lifespan":
+            scope = self._proxies.seen_through(scope)
         if scope["type"] != "http":
             await self._app(scope, receive, _with_headers(send))
             return

@@ -104,7 +104,7 @@ class Listener:
             log_config=None,
             server_header=False,
             http=_Connection,
-            proxy_headers=False,  # Nobody stands before it whose word about the caller would count.
+            proxy_headers=False,  # Whose word about the caller counts is for the edge to say.
             limit_concurrency=settings.connections_max,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_CLOSE_S,

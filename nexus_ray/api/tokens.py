@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from nexus_ray.api.openapi import answer, refusals
+from nexus_ray.api.proxies import peer_of
 from nexus_ray.api.token_exchange import BODY_BYTES_MAX, EXCHANGE_BODY, OAuthError, exchange_token, oauth_error
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.exchange import Exchange, Granted
@@ -86,7 +87,8 @@ def token_routes(app: FastAPI, front: FrontDoor) -> None:
         Over TLS, or from this machine. The exchange of tokens is RFC 8693's, and its errors RFC 6749's.
         """
         host = _source(request)
-        if request.scope["scheme"] != "https" and not _is_here(host):
+        # Clear is what comes to us, from a proxy too: where it asks from elsewhere on behalf of others, it uses TLS.
+        if request.scope["scheme"] != "https" and not _is_here(peer_of(request.scope)):
             raise refused("plain")
         fields = await _fields(request, BODY_BYTES_MAX, may_be_json=True)
         grant = fields.pop("grant_type", "password")
@@ -158,7 +160,7 @@ def _exchange(front: FrontDoor) -> Exchange:
 
 
 def _source(request: Request) -> str:
-    """Return the other end of the connection; never what a header claims."""
+    """Return where a request comes from; what a header says of that is believed of proxies in the settings only."""
     return request.client.host if request.client else ""
 
 

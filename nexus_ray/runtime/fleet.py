@@ -74,9 +74,9 @@ class RayFleet:
         if record.host in self._peers:
             self._tell(record.host, "cancel", record.goal.id, by)
 
-    async def agents(self, limit: int) -> list[dict[str, Any]]:
+    async def agents(self, limit: int, tenant: str = "") -> list[dict[str, Any]]:
         """Return active agents of all hosts."""
-        rows = [row for part in await self._ask_all("agents", limit) for row in part]
+        rows = [row for part in await self._ask_all("agents", limit, tenant) for row in part]
         return sorted(rows, key=lambda row: row["agent"])[:limit]
 
     async def hosts(self) -> list[dict[str, Any]]:

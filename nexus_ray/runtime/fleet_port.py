@@ -20,7 +20,7 @@ class Fleet(Protocol):
         """Tell the host that runs a goal to cancel it; best effort."""
         ...
 
-    async def agents(self, limit: int) -> list[dict[str, Any]]:
+    async def agents(self, limit: int, tenant: str = "") -> list[dict[str, Any]]:
         """Return active agents of all hosts."""
         ...
 

@@ -304,7 +304,7 @@ class FrontDoor:
     async def agents(self, session: Session, limit: int) -> list[dict[str, Any]]:
         """Return active agents."""
         self._authorizer.authorize(session, "agent:read")
-        found = await self._fleet.agents(limit)
+        found = await self._fleet.agents(limit, _of(session))
         return [agent for agent in found if session.sees(agent.pop("tenant"))]
 
     async def agent(self, session: Session, agent: AgentId) -> dict[str, Any]:

@@ -116,9 +116,9 @@ class AgentHost:
         """See `DirectDoor.exchange`."""
         return await self._door.exchange(client, token, requests, wait_s)
 
-    async def agents(self, limit: int) -> list[dict[str, Any]]:
+    async def agents(self, limit: int, tenant: str = "") -> list[dict[str, Any]]:
         """Return active agents."""
-        return self._process.agents(limit)
+        return self._process.agents(limit, tenant)
 
     async def status(self) -> dict[str, Any]:
         """Tell how busy this host is."""

@@ -178,8 +178,8 @@ class HostProcess:
             return "active"
         return "draining" if self.coordinator.held or any(self.runner.counts().values()) else "drained"
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
-        """Return active agents, `limit` at the most."""
+    def agents(self, limit: int, tenant: str = "") -> list[dict[str, Any]]:
+        """Return active agents, of one tenant if it is given, `limit` at the most."""
         return [
             {
                 "agent": str(agent),
@@ -190,7 +190,7 @@ class HostProcess:
                 "running": running,
                 "waiting": waiting,
             }
-            for agent, running, waiting in self.runner.active(limit)
+            for agent, running, waiting in self.runner.active(limit, tenant)
         ]
 
     async def close(self) -> None:

@@ -69,6 +69,7 @@ async def test_agents_of_one_name_are_another_for_each_tenant(door: Door) -> Non
         found = await door.front.agent(caller(tenant), AgentId("tally", "main"))
         assert (found["agent"], found["state"]["body"]) == ("tally/main", {"n": total})
         awake = await door.front.agents(caller(tenant), 100)
+        assert await door.front.agents(caller(tenant), 1) == awake[:1]  # Others' do not take its places on a page.
         assert [agent["agent"] for agent in awake if agent["type"] == "tally"] == ["tally/main"]
     assert (await door.front.agent(caller("other"), AgentId("tally", "main")))["state"] is None
 

@@ -97,13 +97,8 @@ class InProcessFleet:
         if record.host in self.hosts_by_name:
             self.hosts_by_name[record.host].coordinator.cancel(record.goal.id, by)
 
-    async def agents(self, limit: int) -> list[dict[str, Any]]:
-        return [
-            {"agent": str(agent), "type": agent.type, "key": agent.bare.key, "tenant": agent.tenant, "host": name,
-             "running": r, "waiting": w}
-            for name, host in self.hosts_by_name.items()
-            for agent, r, w in host.runner.active(limit)
-        ]
+    async def agents(self, limit: int, tenant: str = "") -> list[dict[str, Any]]:
+        return [row for host in self.hosts_by_name.values() for row in host.agents(limit, tenant)][:limit]
 
     async def hosts(self) -> list[dict[str, Any]]:
         return [host.status() for host in self.hosts_by_name.values()]
