@@ -31,15 +31,16 @@ OPERATIONS = [
 
 
 class Standing:
-    """The front door as an ASGI application that brings its fleet up and down with its lifespan.
+    """The front door as an ASGI application that brings its fleet up with its first lifespan and down with its last.
 
-    Schemathesis runs applications in an event loop of its own, and a fleet lives in one loop.
+    Schemathesis runs applications in an event loop of its own, and a fleet lives in one loop; each test has a lifespan.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = contextlib.AsyncExitStack()
         self._door: Door | None = None
+        self.is_last = False
         self.goal_id = ""
         self.asking_id = ""
 
@@ -53,19 +54,23 @@ class Standing:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                fleet = await self._stack.enter_async_context(make_fleet(self._folder, hosts=1))
-                self._door = make_door(fleet, self._folder / "state", runtime=RuntimeSettings(wait_s_max=0.01))
-                self._token = self._door.token("operator")
-                async with self._door.client("operator") as client:
-                    self.goal_id = (await submit(client, "echo", **{"Prefer": "wait=5"})).json()["id"]
-                    self.asking_id = (await submit(client, "asks", {})).json()["id"]
+                if self._door is None:
+                    await self._open()
                 await send({"type": "lifespan.startup.complete"})
             else:
-                assert self._door is not None
-                await self._door.front.close()
-                await self._stack.aclose()
+                if self.is_last and self._door is not None:
+                    await self._door.close()
+                    await self._stack.aclose()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    async def _open(self) -> None:
+        fleet = await self._stack.enter_async_context(make_fleet(self._folder, hosts=1))
+        door = self._door = make_door(fleet, self._folder / "state", runtime=RuntimeSettings(wait_s_max=0.01))
+        self._token = door.token("operator")
+        async with door.client("operator") as client:
+            self.goal_id = (await submit(client, "echo", **{"Prefer": "wait=5"})).json()["id"]
+            self.asking_id = (await submit(client, "asks", {})).json()["id"]
 
 
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT, config=SchemathesisConfig())
@@ -73,7 +78,10 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT, config=SchemathesisConfig())
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
-    yield Standing(tmp_path_factory.mktemp("api"))
+    standing = Standing(tmp_path_factory.mktemp("api"))
+    yield standing
+    standing.is_last = True
+    SCHEMA["/health"]["get"].Case().call(app=standing)
     shutdown_lifespans()
 
 
