@@ -11,6 +11,7 @@ import tomllib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nexus_ray.audit.auditor import source_of_request
 from nexus_ray.core.clock import Clock, SystemClock
@@ -29,6 +30,7 @@ from nexus_ray.security.policy import (
     PolicyRequest,
     parse_policy,
 )
+from nexus_ray.security.policy_bundle import load_bundle
 from nexus_ray.security.policy_settings import PolicySettings
 from nexus_ray.security.rego_engine import RegoEngine
 
@@ -78,31 +80,47 @@ def ensure_role_file(folder: Path) -> None:
         os.unlink(temporary)
 
 
-def load_policy(folder: Path) -> Policy:
-    """Return the policy of a state folder, checked.
+def load_policy(folder: Path, settings: PolicySettings | None = None) -> Policy:
+    """Return the policy of a state folder, checked; that of a signed bundle where the settings name one.
+
+    Raises:
+        FailedPreconditionError: There is no file, or it cannot be read.
+        InvalidArgumentError: It is malformed, and the message names the role or the line; or see `load_bundle`.
+    """
+    if settings is not None and settings.bundle is not None and settings.verification_key is not None:
+        return load_bundle(settings.bundle, settings.verification_key, folder)
+    return read_policy(folder / _FILE)
+
+
+def read_policy(path: Path) -> Policy:
+    """Return the policy of a file such as `roles.toml`, checked.
 
     Raises:
         FailedPreconditionError: There is no file, or it cannot be read.
         InvalidArgumentError: The file is malformed; the message names the role or the line.
     """
-    path = folder / _FILE
-    try:
-        table = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise FailedPreconditionError(f"there is no role file {path}; `nexus up` makes it") from None
-    except OSError as error:
-        raise FailedPreconditionError(f"the role file {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # Not TOML, or not even text.
-        raise InvalidArgumentError(f"{path}: {error}") from None
+    table = read_table(path)
     try:
         return parse_policy(table)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"{path}: {error.message}") from None
 
 
-def load_roles(folder: Path) -> dict[str, frozenset[str]]:
+def read_table(path: Path) -> dict[str, Any]:
+    """Return what stands in a file such as `roles.toml`; see `read_policy` for what is refused."""
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise FailedPreconditionError(f"there is no role file {path}; `nexus up` makes it") from None
+    except OSError as error:
+        raise FailedPreconditionError(f"the role file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # Not TOML, or not even text.
+        raise InvalidArgumentError(f"{path}: {error}") from None
+
+
+def load_roles(folder: Path, settings: PolicySettings | None = None) -> dict[str, frozenset[str]]:
     """Return what each role grants, in the words of the file; see `load_policy` for what is refused."""
-    return load_policy(folder).grants
+    return load_policy(folder, settings).grants
 
 
 def engine_of(settings: PolicySettings) -> Callable[[Policy], PolicyEngine]:
@@ -124,7 +142,8 @@ class Authorizer:
         self._roles = sorted(roles)
         self._remembered: OrderedDict[tuple[object, ...], tuple[Decision, float]] = OrderedDict()
         self._folder: Path | None = None
-        self._make_engine = engine_of(PolicySettings())
+        self._settings = PolicySettings()
+        self._make_engine = engine_of(self._settings)
         self._stamp: object = None
         self._looked_at = 0.0
 
@@ -132,12 +151,12 @@ class Authorizer:
     def from_folder(
         cls, folder: Path, clock: Clock | None = None, settings: PolicySettings | None = None
     ) -> "Authorizer":
-        """Return an authorizer over the role file of a state folder; it follows the file's changes."""
-        stamp = _stamp(folder)
-        policy = load_policy(folder)
-        make_engine = engine_of(settings or PolicySettings())
+        """Return an authorizer over the role file or the bundle of a fleet; it follows the file's changes."""
+        settings = settings or PolicySettings()
+        stamp = _stamp(folder, settings)
+        policy, make_engine = load_policy(folder, settings), engine_of(settings)
         made = cls(policy.grants, engine=make_engine(policy), clock=clock)
-        made._folder, made._stamp, made._make_engine = folder, stamp, make_engine
+        made._folder, made._stamp, made._settings, made._make_engine = folder, stamp, settings, make_engine
         made._looked_at = made._clock.monotonic()
         return made
 
@@ -208,12 +227,12 @@ class Authorizer:
     def _look(self, folder: Path, now: float) -> None:
         """Take a changed file into force; a broken one changes nothing but the log."""
         self._looked_at = now
-        stamp = _stamp(folder)
+        stamp = _stamp(folder, self._settings)
         if stamp == self._stamp:
             return
         self._stamp = stamp
         try:
-            policy = load_policy(folder)
+            policy = load_policy(folder, self._settings)
             engine = self._make_engine(policy)
         except (FailedPreconditionError, InvalidArgumentError) as error:
             metrics.count("nexus_policy_loads_total", result="failure")
@@ -225,9 +244,9 @@ class Authorizer:
         self.flush()
 
 
-def _stamp(folder: Path) -> object:
+def _stamp(folder: Path, settings: PolicySettings) -> object:
     try:
-        seen = (folder / _FILE).stat()
+        seen = (settings.bundle or folder / _FILE).stat()
     except OSError:
         return None
     return seen.st_mtime_ns, seen.st_size, seen.st_ino
