@@ -107,7 +107,10 @@ class Authenticator:
             UnauthenticatedError: Nobody that we know; all refusals read alike.
         """
         is_short = credential is not None and len(credential) <= self._bytes_max
-        if credential and is_short and len(self._issuers) > 1 and _name(credential) not in self._seen:
+        if credential and is_short and len(self._issuers) > 1:
+            if (seen := self._seen.get(_name(credential))) is not None:
+                await seen.issuer.prepare(seen.key.kid)  # Its key may have been withdrawn since.
+                return self.authenticate(credential, shown)
             try:
                 parsed = parse(credential, self._bytes_max)
                 issuer = self._issuer(read_object(parsed.payload))

@@ -58,16 +58,19 @@ class OidcIssuer:
         """Have the keys that a token with this `kid` needs, if they can be had.
 
         An unknown key is asked for once a cool-down. Keys that have aged are asked for again beside the request, which
-        goes on with the old ones. It never raises for the provider's sake: without the key the token is refused.
+        goes on with the old ones, unless nobody has asked for long: the first after a quiet night waits, or a key that
+        was withdrawn meanwhile would be good once more. It never raises for the provider's sake: without the key the
+        token is refused.
         """
         now = self._clock.monotonic()
         is_known = isinstance(kid, str) and kid in self.keys()
         if is_known and now - self._fetched_at < self._settings.keys_fresh_s:
             return
+        was_idle = now - self._asked_at >= 2 * self._settings.keys_fresh_s
         if self._asking is None and now - self._asked_at >= self._settings.cooldown_s:
             self._asked_at = now
             self._asking = asyncio.get_running_loop().create_task(self._ask(), name=f"keys of {self.name}")
-        if self._asking is not None and not is_known:
+        if self._asking is not None and (was_idle or not is_known):
             # Shielded: the first who asks may hang up, the others still wait for the answer.
             await asyncio.shield(self._asking)
 

@@ -49,8 +49,9 @@ class OidcProvider(BaseModel):
     """Longest life of a token; providers give an hour, some a day."""
     token_bytes_max: int = Field(default=8192, ge=512)
     """A longer one is not looked at; group claims make them long."""
-    keys_fresh_s: float = Field(default=600.0, gt=0)
-    """How long keys are believed before they are asked for again: so long does a withdrawn one live on."""
+    keys_fresh_s: float = Field(default=300.0, gt=0)
+    """How long keys are believed before they are asked for again: so long does a withdrawn one live on, in tokens that
+    were seen before too."""
     keys_stale_s: float = Field(default=6 * 3600.0, gt=0)
     """How long old keys serve while the provider does not answer; then its tokens are refused."""
     cooldown_s: float = Field(default=30.0, ge=0)

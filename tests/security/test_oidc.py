@@ -124,6 +124,30 @@ async def test_a_rotated_key_is_found_and_the_old_one_ends_at_once(server: OidcS
     assert await bench.reason(old) == "key_is_gone"
 
 
+async def test_a_key_that_was_withdrawn_ends_a_token_that_was_seen_before_too(
+    server: OidcServer, tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path, corp=provider(server, keys_fresh_s=100))
+    token = server.robot_token()
+    await bench.session(token)
+    server.tell("rotate")
+
+    bench.clock.advance(99)
+    assert (await bench.session(token)).principal == "corp:robot"
+    bench.clock.advance(2)
+    await bench.session(token)  # Goes on with the old keys, and has them asked for again.
+    async with asyncio.timeout(5):
+        while bench.authenticator._issuers[server.issuer]._asking is not None:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)
+    assert await bench.reason(token) == "key_is_gone"
+
+    fresh = server.robot_token()
+    await bench.session(fresh)
+    server.tell("rotate")
+    bench.clock.advance(201)
+    assert await bench.reason(fresh) == "key_is_gone"  # After a quiet time even the first one waits.
+
+
 async def test_old_keys_serve_while_the_provider_is_away_and_not_for_ever(server: OidcServer, tmp_path: Path) -> None:
     limits = {"keys_fresh_s": 10, "keys_stale_s": 60, "cooldown_s": 5}
     bench = Bench(tmp_path, corp=provider(server, **limits))
