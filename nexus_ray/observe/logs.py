@@ -3,11 +3,14 @@
 Law: secrets are masked here, whatever the caller does; local variables never stand in a traceback.
 """
 
+import functools
 import os
 import sys
-from collections.abc import Callable, MutableMapping
+import time
+from collections.abc import MutableMapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 import orjson
 import structlog
@@ -15,60 +18,69 @@ import structlog
 _SECRETS = frozenset({"token", "authorization", "password", "secret", "credential", "cookie", "private_key", "api_key"})
 _SECRET_ENDINGS = tuple(f"_{name}" for name in _SECRETS)
 _MASK = "***"
+_NESTED = (dict, list, tuple)
 _DEPTH_MAX = 8  # Deeper values are not looked into, and are masked whole.
 
 
 class _Output:
     """Where this process's lines go; set by `configure_logs`, before any traffic."""
 
-    stream: TextIO | None = None
+    file: FileIO | None = None  # Written to at once: what was logged is there when the process is killed.
     names: ClassVar[dict[str, str]] = {}
 
-    def __getattr__(self, level: str) -> Callable[[str], None]:
-        return self._write  # Whatever the level: it stands in the line.
 
-    def _write(self, line: str) -> None:
-        (self.stream or sys.stderr).write(line + "\n")
+class _Logger:
+    """Writes a line in one go: structlog's chain of processors took four times as long, once for each decision."""
+
+    def __init__(self, area: str) -> None:
+        self._area = area
+        for level in ("info", "warning", "error"):
+            setattr(self, level, functools.partial(self._write, level))
+        self.exception = functools.partial(self._write, "error", exc_info=True)
+
+    def _write(self, level: str, event: str, /, **fields: Any) -> None:
+        line: MutableMapping[str, Any] = {"area": self._area, **fields, "event": event}
+        if "exc_info" in line:
+            line = structlog.processors.format_exc_info(None, level, line)
+        mask_secrets(None, level, line)
+        line["level"] = level
+        now_us = time.time_ns() // 1000
+        line["timestamp"] = f"{_second(now_us // 1_000_000)}.{now_us % 1_000_000:06}Z"
+        line.update(_Output.names)
+        written = orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        if _Output.file is not None:
+            _Output.file.write(written)
+        else:
+            sys.stderr.write(written.decode())
 
 
 def get_logger(name: str) -> Any:
-    """Return a logger; `log.info("goal.accepted", goal_id=…)`.
-
-    It has its own processors: what a user's code tells structlog to do changes nothing here, and the reverse.
-    """
-    return structlog.wrap_logger(
-        _output,
-        processors=_PROCESSORS,
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-        cache_logger_on_first_use=True,
-        area=name,
-    )
+    """Return a logger; `log.info("goal.accepted", goal_id=…)`. What users tell structlog to do changes nothing here."""
+    return _Logger(name)
 
 
 def configure_logs(component: str, node: str, folder: Path | None) -> None:
     """Write this process's lines as `component` to `folder/<component>.jsonl`, or to stderr where there is none."""
     _Output.names = {"component": component, "node": node}
-    _Output.stream = None
+    _Output.file = None
     if folder is not None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / f"{component}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        _Output.stream = os.fdopen(descriptor, "a", buffering=1)
-
-
-def _name(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    event.update(_Output.names)
-    return event
+        _Output.file = FileIO(descriptor, "a")
 
 
 def mask_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace the values of keywords that name a secret, such as `token` or `client_secret`, also within objects."""
     for key, value in event.items():
-        event[key] = _MASK if _is_secret(key) else _masked(value, _DEPTH_MAX)
+        if _is_secret(key):
+            event[key] = _MASK
+        elif isinstance(value, _NESTED):
+            event[key] = _masked(value, _DEPTH_MAX)
     return event
 
 
 def _masked(value: Any, depth: int) -> Any:
-    if not isinstance(value, dict | list | tuple):
+    if not isinstance(value, _NESTED):
         return value
     if depth == 0:
         return _MASK
@@ -80,21 +92,12 @@ def _masked(value: Any, depth: int) -> Any:
     return [_masked(inner, depth - 1) for inner in value]
 
 
+@functools.lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+@functools.lru_cache(maxsize=4096)  # Keywords are few; names within a caller's object may be many.
 def _is_secret(key: str) -> bool:
     name = key.lower().replace("-", "_")
     return name in _SECRETS or name.endswith(_SECRET_ENDINGS)
-
-
-def _dumps(value: Any, **_: Any) -> str:
-    return orjson.dumps(value, default=str).decode()
-
-
-_output = _Output()
-_PROCESSORS = (
-    structlog.processors.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
-    _name,
-    mask_secrets,
-    structlog.processors.JSONRenderer(serializer=_dumps),
-)

@@ -141,6 +141,7 @@ class Authorizer:
         self._engine = engine or RegoEngine(parse_policy({"roles": {role: list(g) for role, g in roles.items()}}))
         self._roles = sorted(roles)
         self._remembered: OrderedDict[tuple[object, ...], tuple[Decision, float]] = OrderedDict()
+        self._counts: dict[tuple[str, bool], metrics.Count | metrics.Spread] = {}  # Two for each action there is.
         self._folder: Path | None = None
         self._settings = PolicySettings()
         self._make_engine = engine_of(self._settings)
@@ -181,26 +182,35 @@ class Authorizer:
             PermissionDeniedError: Not allowed; `details` hold the action and a fixed reason.
         """
         started = time.perf_counter()
-        decision, is_remembered = self._decision(session, action, resource)
-        resource_type, _, operation = action.partition(":") if action in _KNOWN else ("unknown", "", "unknown")
-        verdict = "allow" if decision.is_allowed else "deny"
-        metrics.count(
-            "nexus_authz_decisions_total", resource_type=resource_type, operation=operation, decision=verdict
-        )
+        decision, is_remembered, source = self._decision(session, action, resource)
+        self._count(action, decision.is_allowed)
         log.info(
-            "authz.decided", principal=session.principal, tenant=session.tenant, action=action, resource=resource,
-            decision=verdict, reason=decision.reason, revision=decision.revision, is_remembered=is_remembered,
+            "authz.decided", principal=session.principal, roles=session.roles, tenant=session.tenant, action=action,
+            resource=resource, source=source, decision="allow" if decision.is_allowed else "deny",
+            reason=decision.reason, revision=decision.revision, is_remembered=is_remembered,
             duration_s=time.perf_counter() - started,
         )  # fmt: skip
         if not decision.is_allowed:
             raise PermissionDeniedError("not allowed", action=action, resource=resource, reason=decision.reason)
 
-    def _decision(self, session: Session, action: str, resource: str) -> tuple[Decision, bool]:
+    def _count(self, action: str, is_allowed: bool) -> None:
+        named = action if action in _KNOWN else "unknown:unknown"
+        counted = self._counts.get((named, is_allowed))
+        if counted is None:
+            resource_type, _, operation = named.partition(":")
+            counted = self._counts[named, is_allowed] = metrics.series(
+                "nexus_authz_decisions_total", resource_type=resource_type, operation=operation,
+                decision="allow" if is_allowed else "deny",
+            )  # fmt: skip
+        counted.add(1)
+
+    def _decision(self, session: Session, action: str, resource: str) -> tuple[Decision, bool, str]:
+        """Return the decision, whether it was remembered, and where the caller is, if the policy looks at that."""
         now = self._clock.monotonic()
         if self._folder is not None and now - self._looked_at >= _LOOK_S:
             self._look(self._folder, now)
         if action not in _KNOWN:
-            return Decision(False, NO_ROLE, self._engine.revision), False
+            return Decision(False, NO_ROLE, self._engine.revision), False, ""
         # What was given to the principal by name is not what a token with less of its roles was asked for.
         is_narrowed = session.delegation is not None and session.delegation.is_narrowed
         told = ("" if is_narrowed else session.principal, session.roles, session.tenant, action, resource)
@@ -210,7 +220,7 @@ class Authorizer:
         key = (self._engine.revision, session.id, *request[:6])
         known = self._remembered.get(key)
         if known is not None and now - known[1] < _REMEMBERED_S:
-            return known[0], True
+            return known[0], True, request.source
         try:
             decision = self._engine.decide(request)
         except Exception:  # An engine promises not to raise; that this is no yes does not hang on its promise.
@@ -218,11 +228,11 @@ class Authorizer:
             decision = Decision(False, "engine_failed", self._engine.revision)
         if decision.reason not in _DECIDED:
             metrics.count("nexus_policy_engine_failures_total", reason=decision.reason)
-            return decision, False
+            return decision, False, request.source
         self._remembered[key] = (decision, now)
         if len(self._remembered) > _REMEMBERED_MAX:
             self._remembered.popitem(last=False)
-        return decision, False
+        return decision, False, request.source
 
     def _look(self, folder: Path, now: float) -> None:
         """Take a changed file into force; a broken one changes nothing but the log."""
