@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from nexus_ray.cli.entry import app
-from tests.house.support import ROOT, imported, modules, tracked
+from tests.house.support import PACKAGE, ROOT, imported, modules, tracked
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==([A-Za-z0-9.!+-]+)\Z")
@@ -183,3 +183,17 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 
     assert unknown == set()
     assert unused == set()
+
+
+# A path in the documentation: from the root, or from the package, where most of them are about.
+NAMED = re.compile(
+    r"`((?:[a-z_0-9]+/)+[A-Za-z_0-9]+\.(?:py|rego|yaml|toml|md)|(?:tests|examples|benchmarks)/[a-z_/0-9]*)`"
+)
+
+
+def test_every_file_that_the_documentation_names_is_there() -> None:
+    pages = [path for path in tracked() if path.suffix == ".md" and path.name != "CHANGELOG.md"]
+    named = {(path.name, found) for path in pages for found in NAMED.findall(path.read_text(encoding="utf-8"))}
+
+    missing = {one for one in named if not (ROOT / one[1]).exists() and not (PACKAGE / one[1]).exists()}
+    assert len(named) > 50 and missing == set()
