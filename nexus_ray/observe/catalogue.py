@@ -41,7 +41,7 @@ _ROWS = (
         "nexus_authz_decisions_total", "counter", ("resource_type", "operation", "decision"), "Authorization decisions"
     ),
     Metric(
-        "nexus_policy_engine_failures_total", "counter", ("reason",), "Refusals because the policy engine did not decide"
+        "nexus_policy_engine_failures_total", "counter", ("reason",), "Refusals because the engine did not decide"
     ),
     Metric("nexus_policy_loads_total", "counter", ("result",), "Changed policies, taken into force or refused"),
     Metric(
