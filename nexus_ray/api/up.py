@@ -14,6 +14,7 @@ from typing import Any
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
 from nexus_ray.runtime.local import check_listen, set_environment, start_control_plane, start_ray, stop_ray
+from nexus_ray.runtime.front_tls import client_authority
 from nexus_ray.runtime.state import StateLock, prepare_state, write_fleet_file, write_operator_token
 from nexus_ray.runtime.which_ledger import check_ledger, let_go_of_ledger
 
@@ -80,5 +81,5 @@ def _fleet_fields(app_path: str, settings: Settings, url: str) -> dict[str, Any]
         "app": app_path,
         "started_at": time.time(),
         "dashboard_url": f"http://127.0.0.1:{runtime.dashboard_port}" if runtime.dashboard else None,
-        "ca": str(runtime.tls_cert) if runtime.tls_cert else None,
+        "ca": str(authority) if (authority := client_authority(settings)) else None,
     }

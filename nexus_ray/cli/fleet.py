@@ -28,6 +28,7 @@ def up(
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Run in the background.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback needs TLS.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="TLS with a certificate of the fleet's own.")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file, TOML.")] = None,
@@ -37,7 +38,7 @@ def up(
     from nexus_ray.cli.detached import running_fleet, start
     from nexus_ray.runtime.local import check_listen
 
-    settings = up_settings(host, port, tls_cert, tls_key, config)
+    settings = up_settings(host, port, tls_cert, tls_key, config, tls=tls)
     if (fleet := running_fleet(settings.state_dir)) is not None:
         raise AlreadyExistsError(
             f"a fleet is up already: {fleet.app} at {fleet.url}; `nexus down` ends it, NEXUS_STATE_DIR names another"
@@ -54,14 +55,16 @@ def up(
     for flag, value in flags.items():
         if value is not None:
             arguments += [flag, str(value)]
+    arguments += ["--tls"] if tls else []
     with spinner("starting") as progress:
         fleet = start(settings.state_dir, arguments, progress)
     _tell_up(asdict(fleet), "nexus down", as_json)
 
 
 def up_settings(
-    host: str | None, port: int | None, tls_cert: Path | None, tls_key: Path | None, config: Path | None
-) -> "Settings":
+    host: str | None, port: int | None, tls_cert: Path | None, tls_key: Path | None, config: Path | None,
+    *, tls: bool = False,
+) -> "Settings":  # fmt: skip
     """Return the settings with the command line's on top.
 
     Raises:
@@ -71,10 +74,21 @@ def up_settings(
 
     if (tls_cert is None) != (tls_key is None):
         raise InvalidArgumentError("TLS needs both --tls-cert and --tls-key")
+    if tls and tls_cert is not None:
+        raise InvalidArgumentError("--tls makes a certificate: it does not go with --tls-cert and --tls-key")
     if config is not None and not config.is_file():
         raise InvalidArgumentError(f"there is no settings file {config}")
     given = {"http_host": host, "http_port": port, "tls_cert": tls_cert, "tls_key": tls_key}
-    return load(config, runtime={name: value for name, value in given.items() if value is not None})
+    settings = load(config, runtime={name: value for name, value in given.items() if value is not None})
+    if not tls:
+        return settings
+    from nexus_ray.core.clock import SystemClock
+    from nexus_ray.runtime.front_tls import prepare_front_tls
+
+    own = prepare_front_tls(settings, SystemClock())
+    say(f"trust {own.authority} (SHA-256 {own.fingerprint}) where this fleet is spoken to from elsewhere")
+    paths = {"tls_cert": own.certificate, "tls_key": own.certificate}
+    return settings.model_copy(update={"runtime": settings.runtime.model_copy(update=paths)})
 
 
 def down(as_json: AsJson = False) -> None:

@@ -42,6 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("good_fleet:app", "--host", "0.0.0.0"), "without TLS"),
         (("good_fleet:app", "--tls-cert", "c.pem"), "both --tls-cert and --tls-key"),
         (("good_fleet:app", "--tls-cert", "c.pem", "--tls-key", "k.pem"), "no TLS file c.pem"),
+        (("good_fleet:app", "--tls", "--tls-cert", "c.pem", "--tls-key", "k.pem"), "does not go with"),
         (("good_fleet:app", "--config", "nowhere.toml"), "no settings file nowhere.toml"),
         (("good_fleet",), "module:attribute"),
         ((":app",), "module:attribute"),
