@@ -1,11 +1,12 @@
-"""A program for `test_head.py`: a head that keeps its records in Redis, a worker, a fleet, and the head killed.
+"""A program for `test_nodes.py`: a cluster of its own, a node that joins, one that is lost, and the head killed.
 
-It runs on the worker, as a client of the cluster would, and prints what it saw. Redis is at RAY_REDIS_ADDRESS.
+It runs on a worker, as a client of the cluster would, and prints what it saw. Redis is at RAY_REDIS_ADDRESS.
 """
 
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from nexus_ray.config import Settings, load
+from nexus_ray.core.errors import UnavailableError
+from nexus_ray.observe import metrics
 from nexus_ray.runtime.local import set_environment, start_control_plane
 from nexus_ray.runtime.state import prepare_state, write_operator_token
 
 APP = "tests.ray.fleet_app:app"
 WITHIN_S = 90.0
 GOALS = 4
+GOALS_ON_TWO = 6
 
 
 def main(state: Path) -> None:
@@ -51,7 +55,7 @@ def main(state: Path) -> None:
 
 
 class Nodes:
-    """A head and a worker of one cluster; this process is a driver on the worker."""
+    """A head and workers of one cluster; this process is a driver on the first worker."""
 
     def __init__(self, folder: Path, password: str) -> None:
         # Imported here: ray reads its environment when it is imported.
@@ -63,12 +67,17 @@ class Nodes:
         self.cluster = Cluster()
         self.head_port = 0
         self.start_head()
-        worker = str(folder / "worker")
-        self.cluster.add_node(num_cpus=2, object_store_memory=80_000_000, temp_dir=worker)
+        self.add_worker("worker")
         ray.init(
             address=self.cluster.address, namespace="nexus", log_to_driver=False, logging_level="ERROR",
-            _temp_dir=worker,
+            _temp_dir=str(folder / "worker"),
         )  # fmt: skip
+
+    def add_worker(self, name: str) -> Any:
+        return self.cluster.add_node(num_cpus=2, object_store_memory=80_000_000, temp_dir=str(self.folder / name))
+
+    def lose(self, worker: Any) -> None:
+        self.cluster.remove_node(worker, allow_graceful=False)
 
     def start_head(self) -> None:
         # Without CPUs: no host is put on it.
@@ -106,31 +115,33 @@ class Client:
             await client.connect()
             return client
 
-        self._direct = self.do(make()).result(WITHIN_S)
+        self.direct = self.do(make()).result(WITHIN_S)
 
     def do(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def begin(self, goals: int, sleep_s: float) -> "list[Future[Any]]":
         payload = str(sleep_s).encode()
-        return [self.do(self._direct.run("count_then_sleep", payload, WITHIN_S)) for _ in range(goals)]
+        return [self.do(self.direct.run("count_then_sleep", payload, WITHIN_S)) for _ in range(goals)]
 
-    def epoch(self) -> int:
-        """Return the epoch as soon as there is a directory."""
-        from nexus_ray.core.errors import UnavailableError
+    def membership(self, count: int = 0) -> Any:
+        """Return it as soon as there is a directory, and as many members as asked for."""
         from nexus_ray.runtime.follow import watch_membership
 
         ends_at = time.monotonic() + WITHIN_S
         while True:
             try:
-                return int(self.do(watch_membership(0, 1.0)).result(WITHIN_S).epoch)
+                membership = self.do(watch_membership(0, 1.0)).result(WITHIN_S)
+                if count in (0, len(membership.members)):
+                    return membership
             except UnavailableError:
-                if time.monotonic() > ends_at:
-                    raise
+                pass
+            if time.monotonic() > ends_at:
+                raise SystemExit(f"not {count or 'any'} members within {WITHIN_S:g} s")
             time.sleep(0.1)
 
     def close(self) -> None:
-        self.do(self._direct.close()).result(WITHIN_S)
+        self.do(self.direct.close()).result(WITHIN_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
@@ -138,30 +149,88 @@ def story(nodes: Nodes, settings: Settings) -> dict[str, Any]:
     put_on_the_head(settings)
     start_control_plane(APP, settings)
     client = Client((settings.state_dir / "token").read_text().strip())
+
+    told = {"second": a_second_node(nodes, client), "head": without_its_head(nodes, client)}
+    journal = asyncio.run(ledger_of(settings))
+    client.close()
+    return {**told, **journal}
+
+
+def a_second_node(nodes: Nodes, client: Client) -> dict[str, Any]:
+    """Have a node join, and lose it with goals on it."""
+    first = client.membership(2)
+    second = nodes.add_worker("second")
+    both = client.membership(4)
+    (counted,) = results([client.do(client.direct.run("count", b"64", WITHIN_S))])
+    ways = client.do(calls_by_way()).result(WITHIN_S)
+    walled = client.do(behind_a_wall(both.members[0])).result(WITHIN_S)
+    goals = client.begin(GOALS_ON_TWO, 2.0)
+    time.sleep(1.0)  # All of them are asleep by then; if not, more is lost with the node, which is as well.
+    nodes.lose(second)
+    outcomes = results(goals)
+    left = client.membership(2)
+    return {
+        "nodes": len({member.node_id for member in both.members}),
+        "processes": len({answer["process"] for answer in counted}),
+        "streams": [(member.stream.rpartition(":")[0], "CERTIFICATE" in member.certificate) for member in both.members],
+        "ways": ways,
+        "walled": walled,
+        "epochs": [first.epoch, both.epoch, left.epoch],
+        "left": sorted(member.host for member in left.members) == sorted(member.host for member in first.members),
+        "results": outcomes,
+    }
+
+
+async def calls_by_way() -> dict[str, float]:
+    """Return how often processes called each other which way, as soon as a stream has been used."""
+    ends_at = time.monotonic() + WITHIN_S / 2
+    while True:
+        found = re.findall(r'nexus_peer_calls_total{way="(\w+)"} (\S+)', metrics.exposition().decode())
+        ways = {way: float(count) for way, count in found}
+        if (ways.get("stream", 0) > 0 and ways.get("socket", 0) > 0) or time.monotonic() > ends_at:
+            return ways
+        await asyncio.sleep(0.2)
+
+
+async def behind_a_wall(member: Any) -> dict[str, Any]:
+    """Ask a host for its status again and again where no connection comes through."""
+    from nexus_ray.runtime.peer import Peer
+
+    dialled = 0
+
+    async def wall() -> Any:
+        nonlocal dialled
+        dialled += 1
+        if dialled == 1:
+            await asyncio.sleep(0.5)  # The first packet is dropped rather than refused.
+        raise UnavailableError("a wall")
+
+    peer = Peer(member.host, wall)
+    answers = [await peer.call("status") for _ in range(30)]
+    return {"answers": len([answer for answer in answers if answer["host"] == member.host]), "dialled": dialled}
+
+
+def without_its_head(nodes: Nodes, client: Client) -> dict[str, Any]:
+    """Kill the head's GCS, and then all of the head, while goals are under way."""
     head = nodes.cluster.head_node
 
-    epochs = [client.epoch()]
+    epochs = [client.membership().epoch]
     results(client.begin(GOALS, 0.0))  # Every host has heard of the others by the end of these.
     before = client.begin(GOALS, 0.5)
     head.kill_gcs_server()
     without = results([*before, *client.begin(GOALS, 0.1)])  # All to their end while nobody heads the cluster.
     head.start_gcs_server()
     with_it = results(client.begin(GOALS, 0.1))
-    epochs.append(client.epoch())
+    epochs.append(client.membership().epoch)
 
     before = client.begin(GOALS, 2.0)
     time.sleep(1.0)  # They are asleep by then; if not, more is lost with the head, which is as well.
     nodes.kill_head()
-    killed_at = time.monotonic()
     during = client.begin(GOALS, 0.1)
     nodes.start_head()
     over_it = results([*before, *during])
-    recovered_s = time.monotonic() - killed_at
-    epochs.append(client.epoch())
-    told = {"without": without, "with": with_it, "over": over_it, "epochs": epochs, "recovered_s": recovered_s}
-    journal = asyncio.run(ledger_of(settings))
-    client.close()
-    return {**told, **journal}
+    epochs.append(client.membership().epoch)
+    return {"without": without, "with": with_it, "over": over_it, "epochs": epochs}
 
 
 def put_on_the_head(settings: Settings) -> None:
