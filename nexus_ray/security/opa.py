@@ -54,7 +54,7 @@ class OpaEngine:
         # OPA would take it; that both engines say the same to everything is worth more.
         if not is_safe(narrowed):
             return Decision(False, "input_refused", self.revision)
-        reason = self._server.ask(orjson.dumps({"input": facts(narrowed)}), self.revision)
+        reason = self._server.ask(orjson.dumps({"input": facts(narrowed, self.policy)}), self.revision)
         return Decision(reason == "granted", reason, self.revision)
 
 

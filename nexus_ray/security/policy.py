@@ -73,12 +73,16 @@ class PolicyEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A checked policy: what each role grants, and all of it as engines read it."""
+    """A checked policy: what each role grants, all of it as engines read it, and where in that to look for somebody."""
 
     grants: dict[str, frozenset[str]]
     document: dict[str, Any]
-    names: frozenset[str]
-    """Roles and groups that mean something; others are not shown to an engine."""
+    holders: dict[str, list[int]]
+    """By the form of a role, group, principal or pattern of principals: which entries of `held` are of it."""
+    lengths: tuple[int, ...]
+    """How long the patterns of principals are: only so many beginnings of a name are looked up."""
+    numbers: dict[tuple[str, str], int]
+    """By role and action: which entry of `grants` says what that role may do."""
     patterned: frozenset[str]
     """Actions for which a grant names resources; for others the resource is not looked at."""
     has_principals: bool
@@ -93,7 +97,7 @@ class Policy:
         """Leave out of a request what this policy does not look at, so that it costs no look-up and no refusal."""
         return PolicyRequest(
             request.principal if self.has_principals else "",
-            tuple(role for role in request.roles if role in self.names),
+            tuple(role for role in request.roles if f"@{_exact(role)}" in self.holders),
             request.tenant,
             request.action,
             request.resource if request.action in self.patterned else "",
@@ -111,9 +115,11 @@ def parse_policy(table: Mapping[str, Any]) -> Policy:
     if not isinstance(roles, dict) or not set(table) <= _TOP:
         raise InvalidArgumentError("it holds a table [roles], and if wanted [[bindings]] and a list of tenants")
     grants: dict[str, frozenset[str]] = {}
-    rules: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    rules: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
     limited = False
-    for role, says in roles.items():
+    tenants_of: dict[str, dict[str, bool]] = {}
+    for role, says in sorted(roles.items()):  # One policy, one revision, in whatever order it is written.
         if not is_role_name(role) or not role.isprintable() or '"' in role or "\\" in role:
             raise InvalidArgumentError(f"{role!r} is not a role: a name without spaces and quotes is")
         limits = says if isinstance(says, dict) else {"grants": says}
@@ -122,39 +128,78 @@ def parse_policy(table: Mapping[str, Any]) -> Policy:
         told = f"role {role!r} is a list of actions such as 'goal:read'"
         grants[role] = frozenset(_texts(limits.get("grants"), told))
         limited = limited or set(limits) - {"grants", "tenants"} != set()
-        rules[role] = _rules(role, limits)
-    bindings = [_binding(entry, grants) for entry in _list(table.get("bindings", []), "[[bindings]]")]
+        rules += _rules(role, limits)
+        tenants_of[role] = _keys(_texts(limits.get("tenants", ["*"]), f"tenants of role {role!r} are a list of names"))
+        held.append({"holder": f"@{_exact(role)}", "role": role, "tenants": tenants_of[role]})
+    for entry in _list(table.get("bindings", []), "[[bindings]]"):
+        held += _bound(entry, tenants_of)
     tenants = _texts(table["tenants"], "tenants is a list of names") if "tenants" in table else ["*"]
-    document: dict[str, Any] = {"rules": rules, "bindings": bindings, "tenants": _keys(tenants)}
+    document: dict[str, Any] = {"grants": rules, "held": held, "tenants": _keys(tenants)}
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-    holders = [holder for binding in bindings for holder in binding["holders"]]
-    groups = {holder[1:].partition("=")[2] for holder in holders if holder[0] == "@"}
+    holders: dict[str, list[int]] = {}
+    for number, one in enumerate(held):
+        holders.setdefault(one["holder"], []).append(number)
     return Policy(
         grants,
         {**document, "revision": digest[:16]},
-        frozenset(grants) | groups,
-        frozenset(
-            action for by_action in rules.values() for action, given in by_action.items()
-            if any(rule["resources"] != ["~"] for rule in given)
-        ),
+        holders,
+        tuple(sorted({len(holder) - 1 for holder in holders if holder[0] == "~"})),
+        {(rule["role"], rule["action"]): number for number, rule in enumerate(rules)},
+        frozenset(rule["action"] for rule in rules if rule["resources"] != ["~"]),
         any(holder[0] != "@" for holder in holders),
         limited,
-    )  # fmt: skip
+    )
 
 
-def facts(request: PolicyRequest) -> dict[str, Any]:
-    """Return a request as engines read it: the `input` of the Rego files."""
-    moment = time.gmtime(request.at)
-    return {
+def facts(request: PolicyRequest, policy: Policy) -> dict[str, Any]:
+    """Return a request as engines read it: the `input` of the Rego files, for this policy and no other.
+
+    What cannot apply is not pointed at, and what is not looked at is left out: engines pay for all they are told.
+    """
+    held, grants = policy.document["held"], policy.document["grants"]
+    shown: dict[str, None] = {}
+    found: dict[int, int] = {}
+    for key, form in _names(request, policy.lengths):
+        for number in policy.holders.get(key, ()):
+            grant = policy.numbers.get((held[number]["role"], request.action))
+            if grant is None or held[number]["tenants"].keys().isdisjoint(("*", request.tenant)):
+                continue
+            if grants[grant]["is_free"]:  # Nothing else can matter.
+                return _input(request, {form: None}, {grant: number}, is_free=True)
+            # Another one that holds the same role here would be asked the same again.
+            if grant not in found:
+                found[grant] = number
+                shown[form] = None
+    return _input(request, shown, found, is_free=not found)
+
+
+def _names(request: PolicyRequest, lengths: tuple[int, ...]) -> list[tuple[str, str]]:
+    """Return what a caller may be held by: where to look for it, and its form, of which that is the beginning."""
+    principal, whole = request.principal, f"~{request.principal}"
+    roles = [f"@{_exact(role)}" for role in request.roles]
+    return [
+        *((role, role) for role in roles),
+        (_exact(principal), _exact(principal)),
+        *((whole[: length + 1], whole) for length in lengths if length <= len(principal)),
+    ]
+
+
+def _input(
+    request: PolicyRequest, shown: dict[str, None], found: dict[int, int], *, is_free: bool
+) -> dict[str, Any]:  # fmt: skip
+    told: dict[str, Any] = {
         "action": request.action,
-        "resource": _forms(request.resource),
-        "roles": list(request.roles),
-        "holders": [*_forms(request.principal), *(f"@{_exact(role)}" for role in request.roles)],
         "tenant": request.tenant,
-        "source": address_bits(request.source),
-        "weekday": _WEEKDAYS[moment.tm_wday],
-        "minute": moment.tm_hour * 60 + moment.tm_min,
+        "holders": list(shown),
+        "candidates": [{"held": number, "grant": grant} for grant, number in found.items()],
     }
+    if not is_free:
+        moment = time.gmtime(request.at)
+        told["resource"] = [f"~{request.resource}", _exact(request.resource)]
+        told["source"] = address_bits(request.source)
+        told["weekday"] = _WEEKDAYS[moment.tm_wday]
+        told["minute"] = moment.tm_hour * 60 + moment.tm_min
+    return told
 
 
 def address_bits(text: str) -> str:
@@ -176,10 +221,6 @@ def is_role_name(text: str) -> bool:
     return text.split() == [text]
 
 
-def _forms(text: str) -> list[str]:
-    return [f"~{text}", _exact(text)]
-
-
 def _exact(text: str) -> str:
     # The length in front: one such text is the beginning of another only where they are the same.
     return f"{len(text)}={text}"
@@ -189,7 +230,7 @@ def _pattern(text: str) -> str:
     return f"~{text[:-1]}" if text.endswith("*") else _exact(text)
 
 
-def _rules(role: str, limits: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def _rules(role: str, limits: dict[str, Any]) -> list[dict[str, Any]]:
     by_action: dict[str, set[str]] = {}
     for grant in limits["grants"]:
         match = _GRANT.match(grant)
@@ -204,15 +245,16 @@ def _rules(role: str, limits: dict[str, Any]) -> dict[str, list[dict[str, Any]]]
             )
         for action in meant:
             by_action.setdefault(action, set()).add(_pattern(match[3] or "*"))
-    rest = {
-        "tenants": _keys(_texts(limits.get("tenants", ["*"]), f"tenants of role {role!r} are a list of names")),
-        "sources": _sources(limits["sources"], role) if "sources" in limits else [""],
-        "times": _times(limits, role),
-    }
-    return {
-        action: [{"resources": ["~"] if "~" in patterns else sorted(patterns), **rest}]
+    sources = _sources(limits["sources"], role) if "sources" in limits else [""]
+    times = _times(limits, role)
+    is_anytime = not {"sources", "hours", "weekdays"} & set(limits)
+    return [
+        {
+            "role": role, "action": action, "is_free": is_anytime and "~" in patterns,
+            "resources": ["~"] if "~" in patterns else sorted(patterns), "sources": sources, "times": times,
+        }
         for action, patterns in sorted(by_action.items())
-    }
+    ]  # fmt: skip
 
 
 def _sources(value: Any, role: str) -> list[str]:
@@ -244,10 +286,11 @@ def _times(limits: dict[str, Any], role: str) -> list[dict[str, Any]]:
     return spans
 
 
-def _binding(entry: Any, roles: Mapping[str, object]) -> dict[str, Any]:
+def _bound(entry: Any, tenants_of: Mapping[str, dict[str, bool]]) -> list[dict[str, Any]]:
+    """Return whom a binding gives its role to, and in which tenants: there where the role itself holds."""
     if not isinstance(entry, dict) or not set(entry) <= _BINDING:
         raise InvalidArgumentError(f"a binding has {', '.join(sorted(_BINDING))} and nothing else")
-    if entry.get("role") not in roles:
+    if not isinstance(entry.get("role"), str) or entry["role"] not in tenants_of:
         raise InvalidArgumentError(f"a binding gives the role {entry.get('role')!r}, which is not among [roles]")
     told = f"principals and groups of the binding of {entry['role']!r} are lists of names"
     principals, groups = _texts(entry.get("principals", []), told), _texts(entry.get("groups", []), told)
@@ -256,11 +299,10 @@ def _binding(entry: Any, roles: Mapping[str, object]) -> dict[str, Any]:
     if any(group.endswith("*") for group in groups):
         raise InvalidArgumentError(f"{told}; a group is named in full")
     where = _texts(entry.get("tenants", ["*"]), f"tenants of the binding of {entry['role']!r} are a list")
-    return {
-        "role": entry["role"],
-        "holders": [*map(_pattern, principals), *(f"@{_exact(group)}" for group in groups)],
-        "tenants": _keys(where),
-    }
+    here, there = _keys(where), tenants_of[entry["role"]]
+    both = there if "*" in here else here if "*" in there else _keys([tenant for tenant in here if tenant in there])
+    holders = [*map(_pattern, principals), *(f"@{_exact(group)}" for group in groups)]
+    return [{"holder": holder, "role": entry["role"], "tenants": both} for holder in holders]
 
 
 def _keys(names: list[str]) -> dict[str, bool]:

@@ -12,13 +12,11 @@ from importlib import resources
 from typing import Any
 
 from nexus_ray.core.errors import InvalidArgumentError
-from nexus_ray.security.policy import NO_ROLE, REASONS, Decision, Policy, PolicyRequest, facts
+from nexus_ray.security.policy import REASONS, Decision, Policy, PolicyRequest, facts
 
-ENTRYPOINT = "nexus/authz/allow"
-_REASON = "nexus/authz/reason"
-_YES = '{"expressions":[true]}'
-_NO = '{"expressions":[false]}'
-_REASON_TEXTS = {f'{{"expressions":["{reason}"]}}': reason for reason in REASONS - {"granted"}}
+ENTRYPOINT = "nexus/authz/reason"
+_YES = '{"expressions":["granted"]}'
+_NO = {f'{{"expressions":["{reason}"]}}': reason for reason in REASONS - {"granted"}}
 _BUILT_INS = frozenset({"startswith"})
 _TEXT_CHARACTERS_MAX = 1024
 _ROLES_MAX = 64
@@ -53,14 +51,16 @@ def check_module(source: str) -> None:
             raise InvalidArgumentError(f"the rules may import nothing but rego.v1, not {line.strip()[:60]!r}")
     if re.search(r"\b(with|every|walk)\b", code):
         raise InvalidArgumentError("the rules may not use `with`, `every` or `walk`")
-    code = re.sub(r"\s*([.(\[\]])\s*", r"\1", code)
+    if re.search(r"\.\s*\n|\n\s*[.(\[]", code):
+        raise InvalidArgumentError("a name or a call in the rules goes over the end of its line")
+    code = re.sub(r"[ \t]*([.(\[\]])[ \t]*", r"\1", code)
     for name in _CALL.findall(code):
         if name not in _BUILT_INS:
             raise InvalidArgumentError(f"the rules call {name!r}; allowed is {', '.join(sorted(_BUILT_INS))}")
     # A built-in can be named without being called at once: every dotted name begins with what is ours.
     code = code.replace("rego.v1", " ").replace("nexus.authz", " ")
     for name in re.findall(r"(?<![\w.\]])([A-Za-z_]\w*)\.(?=\w)", code):
-        if name in _WORDS or re.search(rf"\bsome\s+(\w+,\s*)?{name}\s+in\b", code):
+        if name in _WORDS or re.search(rf"\bsome\s+(\w+,\s*)?{name}\s+in\b|(?m:^\s+{name} :=)", code):
             continue
         raise InvalidArgumentError(f"the rules name {name!r}, which is neither input, data nor a variable of theirs")
 
@@ -95,20 +95,17 @@ class RegoEngine:
             # Nothing can end an evaluation of this thread from outside, so what took too long is refused afterwards;
             # by the thread's own time, for that a machine is busy with others is no fault of a policy.
             started = time.thread_time()
-            interpreter.set_input(facts(narrowed))
+            interpreter.set_input(facts(narrowed, self.policy))
             answer = str(interpreter.query_bundle_entrypoint(bundle, ENTRYPOINT))
             if time.thread_time() - started > self._timeout_s:
                 return Decision(False, "engine_timeout", self.revision)
             if answer == _YES:
                 return Decision(True, "granted", self.revision)
-            if answer != _NO:
-                return Decision(False, "engine_undefined", self.revision)
-            told = str(interpreter.query_bundle_entrypoint(bundle, _REASON))
         except Exception:
             # Whatever it was, the interpreter may be half-way through it: the next call makes another.
             self._threads.__dict__.clear()
             return Decision(False, "engine_failed", self.revision)
-        return Decision(False, _REASON_TEXTS.get(told, NO_ROLE), self.revision)
+        return Decision(False, _NO.get(answer, "engine_undefined"), self.revision)
 
     def _interpreter(self) -> tuple[Any, Any]:
         made = getattr(self._threads, "made", None)
@@ -123,7 +120,7 @@ class RegoEngine:
                 # Not `add_data`: it writes \u00e4 for an "ä", which no input holds; such a name was never granted.
                 document = json.dumps({"nexus": {"policy": self.policy.document}}, ensure_ascii=False)
                 interpreter.add_data_json(document)
-                bundle = interpreter.build(None, [ENTRYPOINT, _REASON])
+                bundle = interpreter.build(None, [ENTRYPOINT])
             except Exception:
                 raise InvalidArgumentError("the rules do not compile") from None
             if not bundle.ok():

@@ -97,7 +97,7 @@ def test_both_engines_say_the_same_to_generated_requests_under_generated_policie
         embedded = RegoEngine(policy)
         # What would end a text is refused before either sees it: that is the table's.
         requests = [r for r in generated_requests(seeded, _COMPARED // _POLICIES) if is_safe(policy.narrow(r))]
-        answers = opa.answers([policy.narrow(request) for request in requests])
+        answers = opa.answers(policy, [policy.narrow(request) for request in requests])
 
         for request, answer in zip(requests, answers, strict=True):
             mine = embedded.decide(request)

@@ -1,7 +1,9 @@
 """Policies as data, decided by Rego in this process: what is granted, what is refused, what tries to talk it over."""
 
 import os
+import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,9 +12,18 @@ from nexus_ray.core.clock import ManualClock
 from nexus_ray.core.errors import InvalidArgumentError, PermissionDeniedError
 from nexus_ray.core.identity import Session
 from nexus_ray.security.authz import Authorizer
-from nexus_ray.security.policy import ACTIONS, NO_ROLE, Decision, PolicyRequest, parse_policy
-from nexus_ray.security.rego_engine import RegoEngine, check_module, read_module
+from nexus_ray.security.policy import (
+    ACTIONS,
+    NO_ROLE,
+    Decision,
+    PolicyRequest,
+    address_bits,
+    facts,
+    parse_policy,
+)
+from nexus_ray.security.rego_engine import ENTRYPOINT, RegoEngine, check_module, is_safe, read_module
 from tests.security.policy_cases import CASES, POLICY, Case
+from tests.security.policy_generator import generated_policy, generated_requests
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +64,9 @@ def test_an_input_that_tries_to_end_its_text_is_refused_unseen(engine: RegoEngin
         "allow if count(input.roles) > 0", "allow if true with input as {}", "import data.other",
         "import input.roles as x", "allow if time.now_ns() > 0", "x := `", "allow if walk(input, [a, b])",
         "allow if trace \t(input.source)", "allow if net . cidr_contains(input.source, input.source)",
-        'allow if net["cidr_contains"]("a", "b")',
+        'allow if net["cidr_contains"]("a", "b")', "x := input.roles[0]\n\ty := http.send",
+        "x := net\n\t.cidr_contains", "x := net.\n\tcidr_contains", 'x := net\n\t["cidr_contains"]',
+        "x := startswith\n\t(input.source, input.source)",
     ],
 )  # fmt: skip
 def test_rules_that_ask_for_more_than_is_known_to_be_safe_do_not_load(line: str) -> None:
@@ -67,14 +80,80 @@ def test_rules_of_the_old_syntax_or_too_long_do_not_load() -> None:
             check_module(source)
 
 
-@pytest.mark.parametrize("answer", ["allow := 1", 'allow := "true"', "allow := [true]", "allow := {\"a\": true}", ""])
-def test_only_a_true_is_a_yes(answer: str) -> None:
-    rule = answer or "allow if input.no == 1"
-    engine = RegoEngine(parse_policy(POLICY), f"package nexus.authz\nimport rego.v1\n{rule}\nreason := 1\n")
+@pytest.mark.parametrize(
+    "answer", ["1", "true", '"yes"', '"Granted"', '"granted "', '["granted"]', '{"granted": true}', "null", '""', ""]
+)
+def test_only_the_word_of_a_yes_is_a_yes(answer: str) -> None:
+    rule = f"reason := {answer}" if answer else 'reason := "granted" if input.no == 1'
+    engine = RegoEngine(parse_policy(POLICY), f"package nexus.authz\nimport rego.v1\n{rule}\nallow := true\n")
 
     decision = engine.decide(PolicyRequest("ann", ("submitter",), "main", "goal:submit", "review.a"))
 
     assert (decision.is_allowed, decision.reason) == (False, "engine_undefined")
+
+
+def test_a_pointer_to_what_is_not_the_callers_grants_nothing() -> None:
+    policy = parse_policy(POLICY)
+    asked = PolicyRequest("bob", ("viewer", "night"), "main", "goal:submit", "report", at=0.0)
+    told = facts(asked, policy)
+    whole = {**told, "source": "-", "weekday": "mon", "minute": 0, "resource": ["~report", "6=report"]}
+    everything = [
+        {"held": held, "grant": grant}
+        for held in range(len(policy.document["held"])) for grant in range(len(policy.document["grants"]))
+    ]  # fmt: skip
+    engine = RegoEngine(policy)
+
+    for holders in (told["holders"], ["@6=viewer", "@5=night", "~bob", "3=bob"]):
+        for candidates in (everything, [{"held": -1, "grant": 0}, {"held": 10**9, "grant": 10**9}, {}, {"held": "0"}]):
+            interpreter, bundle = engine._interpreter()
+            interpreter.set_input({**whole, "holders": holders, "candidates": candidates})
+            answer = str(interpreter.query_bundle_entrypoint(bundle, ENTRYPOINT))
+            assert answer == '{"expressions":["no_role_grants_it"]}'
+
+
+def test_what_is_not_pointed_at_would_have_granted_nothing() -> None:
+    seeded = Random(20_261_124)
+    allowed = 0
+    for _ in range(4):
+        policy = parse_policy(generated_policy(seeded))
+        engine = RegoEngine(policy)
+        for request in generated_requests(seeded, 20):
+            asked = policy.narrow(request)
+            if not is_safe(asked):
+                continue
+            moment = facts(asked._replace(principal="", roles=()), policy)
+            names = [f"~{asked.principal}", f"{len(asked.principal)}={asked.principal}"]
+            everything = {
+                **moment, "holders": [*names, *(f"@{len(role)}={role}" for role in asked.roles)],
+                "resource": [f"~{asked.resource}", f"{len(asked.resource)}={asked.resource}"],
+                "source": address_bits(asked.source), "weekday": time.strftime("%a", time.gmtime(asked.at)).lower(),
+                "minute": time.gmtime(asked.at).tm_hour * 60 + time.gmtime(asked.at).tm_min,
+                "candidates": [
+                    {"held": held, "grant": grant} for held in range(len(policy.document["held"]))
+                    for grant, one in enumerate(policy.document["grants"]) if one["action"] == asked.action
+                ],
+            }  # fmt: skip
+            interpreter, bundle = engine._interpreter()
+            interpreter.set_input(everything)
+            answer = str(interpreter.query_bundle_entrypoint(bundle, ENTRYPOINT))
+            decision = engine.decide(request)
+            assert answer == f'{{"expressions":["{decision.reason}"]}}', request
+            allowed += decision.is_allowed
+    assert allowed > 10
+
+
+def test_who_is_one_of_many_is_looked_up_and_not_looked_for() -> None:
+    people = [{"role": "lead", "principals": [f"person-{number}", f"team-{number}:*"]} for number in range(500)]
+    roles = {"lead": {"grants": ["goal:read"], "hours": ["00:00-12:00"]}, "other": ["goal:read"]}
+    policy = parse_policy({"roles": roles, "bindings": people})
+
+    for name in ("person-123", "team-499:ann"):
+        told = facts(PolicyRequest(name, (), "main", "goal:read"), policy)
+        assert len(told["candidates"]) == 1
+        assert RegoEngine(policy).decide(PolicyRequest(name, (), "main", "goal:read")).is_allowed
+    # Where one grants it without limits, the others are not gone through.
+    assert len(facts(PolicyRequest("person-1", ("lead", "other"), "main", "goal:read"), policy)["candidates"]) == 1
+    assert facts(PolicyRequest("person-500", ("x",), "main", "goal:read"), policy)["candidates"] == []
 
 
 @pytest.mark.parametrize(

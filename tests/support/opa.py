@@ -103,9 +103,9 @@ class Opa:
         self.send("PUT", "/v1/policies/authz.rego", (read_module() if module is None else module).encode())
         self.send("PUT", "/v1/data/nexus/policy", json.dumps(policy.document).encode())
 
-    def answers(self, requests: Sequence[PolicyRequest]) -> list[Any]:
+    def answers(self, policy: Policy, requests: Sequence[PolicyRequest]) -> list[Any]:
         """Return what the rules say to each of many requests, asked in one."""
-        asked = {"query": _BATCH, "input": {"inputs": [facts(request) for request in requests]}}
+        asked = {"query": _BATCH, "input": {"inputs": [facts(request, policy) for request in requests]}}
         found = self.send("POST", "/v1/query", json.dumps(asked).encode())["result"][0]["answers"]
         assert len(found) == len(requests)
         return list(found)
