@@ -16,6 +16,7 @@ from nexus_ray.cli import (
     ledger,
     login,
     node,
+    policy,
     questions,
     safekeeping,
     token,
@@ -53,6 +54,7 @@ app.add_typer(access.sessions, name="session")
 app.add_typer(access.identities, name="identity")
 app.add_typer(ledger.verbs, name="ledger")
 app.add_typer(audit.verbs, name="audit")
+app.add_typer(policy.verbs, name="policy")
 app.command()(doctor.doctor)
 
 

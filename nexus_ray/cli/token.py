@@ -46,7 +46,7 @@ def create(
     folder = settings.state_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ensure_role_file(folder)
-    check_roles(role, load_roles(folder))
+    check_roles(role, load_roles(folder, settings.security.policy))
     now = SystemClock().now()
     roles = list(dict.fromkeys(role))
     id = secrets.token_hex(16)

@@ -17,7 +17,7 @@ from nexus_ray.core.clock import SystemClock
 from nexus_ray.core.context import ContextSeal
 from nexus_ray.core.errors import AlreadyExistsError, FailedPreconditionError
 from nexus_ray.runtime.boot import FOLDERS
-from nexus_ray.security.authz import ensure_role_file
+from nexus_ray.security.authz import ensure_role_file, load_policy
 from nexus_ray.security.certificates import make_certificate
 from nexus_ray.security.keys import load_or_create_issuer_key
 from nexus_ray.security.tokens import issue_token
@@ -32,13 +32,15 @@ def prepare_state(settings: Settings) -> None:
     """Make folders, keys, roles and the operator's token where they are missing.
 
     Raises:
-        FailedPreconditionError: A key can be read by others.
+        FailedPreconditionError: A key can be read by others, or the policy not at all.
+        InvalidArgumentError: The policy is malformed, or not signed as the settings say.
     """
     folder = settings.state_dir
     for path in (folder, *(folder / name for name in FOLDERS)):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     load_or_create_issuer_key(folder)
     ensure_role_file(folder)
+    load_policy(folder, settings.security.policy)  # Said here, before anything is started that would end by it.
     if not (folder / _CONTEXT_KEY).exists():
         write_private(folder / _CONTEXT_KEY, secrets.token_hex(32))
     ray_token = folder / "ray_token"

@@ -41,10 +41,11 @@ _ORDER_BYTES = 32  # Of P-256: r and s of a signature are as long.
 
 
 class Bundle(NamedTuple):
-    """A policy that was signed, and when."""
+    """A policy that was signed, when, and how it stood in its file."""
 
     policy: Policy
     made_at: int
+    table: dict[str, Any]
 
 
 def write_bundle(table: Mapping[str, Any], key: ec.EllipticCurvePrivateKey, made_at: int) -> bytes:
@@ -111,7 +112,7 @@ def read_bundle(raw: bytes, key: ec.EllipticCurvePublicKey, now: float) -> Bundl
     # 5. Of a time that has come.
     if type(made_at) is not int or not 0 <= made_at <= now + _SKEW_S:
         raise InvalidArgumentError("it was made in the future")
-    return Bundle(policy, made_at)
+    return Bundle(policy, made_at, content["source"])
 
 
 def load_bundle(path: Path, key_path: Path, folder: Path) -> Policy:
