@@ -114,7 +114,7 @@ def parse_policy(table: Mapping[str, Any]) -> Policy:
     roles = table.get("roles")
     if not isinstance(roles, dict) or not set(table) <= _TOP:
         raise InvalidArgumentError("it holds a table [roles], and if wanted [[bindings]] and a list of tenants")
-    grants: dict[str, frozenset[str]] = {}
+    grants: dict[str, frozenset[str]] = dict.fromkeys(roles, frozenset())
     rules: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     limited = False
