@@ -18,7 +18,7 @@ from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.security.client_certificates import PROVIDER, ClientCertificates, PeerCertificate
 from nexus_ray.security.dpop import Proofs, Shown
-from nexus_ray.security.jose import Parsed, Rules, parse, read_object, refused, verify
+from nexus_ray.security.jose import Parsed, Rules, is_over, parse, read_object, refused, verify
 from nexus_ray.security.jwk import Key
 from nexus_ray.security.keys import KeySet, load_key_set
 from nexus_ray.security.oidc import OidcIssuer
@@ -180,6 +180,8 @@ class Authenticator:
     def _check(self, token: str, parsed: Parsed, raw: dict[str, Any], issuer: Issuer, now: float) -> _Seen:
         if len(token) > issuer.rules.bytes_max:
             raise refused("size")
+        if is_over(raw, issuer.rules, now):
+            raise refused("expired")  # Before its signature, which is what costs: whoever signed it, it is over.
         keys, kid = issuer.keys(), parsed.header.get("kid")
         if issuer is self._local and isinstance(kid, str) and kid not in keys:
             self._local.look()  # It may be the first token of a new key.
@@ -196,8 +198,7 @@ class Authenticator:
     def _check_again(self, name: bytes, seen: _Seen, now: float) -> None:
         rules = seen.issuer.rules
         if seen.session.expires_at <= now - rules.leeway_s:
-            del self._seen[name]
-            raise refused("expired")
+            raise refused("expired")  # And stays known, so that it costs as little the next time.
         if seen.issuer.keys().get(seen.key.kid) != seen.key:
             del self._seen[name]
             raise refused("key_is_gone")

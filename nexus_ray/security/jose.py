@@ -150,6 +150,14 @@ def check_claims(claims: dict[str, Any], rules: Rules, now: float) -> None:
             raise refused(f"claim_{name}")
 
 
+def is_over(claims: dict[str, Any], rules: Rules, now: float) -> bool:
+    """Tell whether a token says itself that its time has passed; one that does not is not proved by that."""
+    expires_at = claims.get("exp")
+    if isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
+        return False
+    return 0 <= expires_at <= now - rules.leeway_s
+
+
 def decode(part: str) -> bytes:
     """Return the bytes of canonical base64url.
 

@@ -207,6 +207,19 @@ def test_a_remembered_token_ends_when_it_expires(
     refuse(authenticator, token, "expired")
 
 
+def test_a_token_that_is_over_by_its_own_word_costs_no_signature_and_one_that_is_not_does(
+    authenticator: Authenticator, key: SigningKey, forge: Forge, clock: ManualClock
+) -> None:
+    posing = SigningKey(key.kid, Ed25519PrivateKey.generate())
+    past = issue_token(posing, TokenSettings(), "ann", ["reader"], 60, clock.now() - 3600)
+    future = issue_token(posing, TokenSettings(), "ann", ["reader"], 60, clock.now())
+
+    for _ in range(2):
+        refuse(authenticator, past, "expired")
+        refuse(authenticator, forge(claims={"exp": NOW - 6}), "expired")
+        refuse(authenticator, future, "signature")
+
+
 def test_no_more_tokens_are_remembered_than_the_limit(key: SigningKey, tmp_path: Path, forge: Forge) -> None:
     authenticator = Authenticator.from_folder(tmp_path, TokenSettings(cached_max=2), ManualClock())
     tokens = [forge(claims={"jti": str(n)}) for n in range(3)]
