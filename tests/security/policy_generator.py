@@ -1,5 +1,7 @@
-"""Policies and requests made up by a seed, so that a good part of the requests is granted."""
+"""Policies and requests made up by a seed, so that a good part is granted, and a plain reading of them."""
 
+import ipaddress
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -63,3 +65,62 @@ def generated_requests(seeded: Random, count: int) -> list[PolicyRequest]:
         )
         for _ in range(count)
     ]
+
+
+def plainly_allowed(policy: dict[str, Any], request: PolicyRequest) -> bool:
+    """Return what a reader of the policy's file would say, who knows neither engines nor what they are given."""
+    if not {"*", request.tenant} & set(policy.get("tenants", ["*"])):
+        return False
+    held = {role for role in request.roles if role in policy["roles"]}
+    for binding in policy.get("bindings", []):
+        is_group = bool(set(binding.get("groups", [])) & set(request.roles))
+        is_named = any(_fits(pattern, request.principal) for pattern in binding.get("principals", []))
+        if (is_group or is_named) and {"*", request.tenant} & set(binding.get("tenants", ["*"])):
+            held.add(binding["role"])
+    return any(_role_allows(policy["roles"][role], request) for role in held)
+
+
+def _role_allows(says: Any, request: PolicyRequest) -> bool:
+    limits = says if isinstance(says, dict) else {"grants": says}
+    is_granted = any(_grant_fits(grant, request) for grant in limits["grants"])
+    is_here = bool({"*", request.tenant} & set(limits.get("tenants", ["*"])))
+    return is_granted and is_here and _from_there(limits, request.source) and _then(limits, request.at)
+
+
+def _grant_fits(grant: str, request: PolicyRequest) -> bool:
+    action, _, resource = grant.partition(" ")
+    if request.action not in ACTIONS or not _fits(action, request.action):
+        return False
+    return _fits(resource or "*", request.resource)
+
+
+def _fits(pattern: str, text: str) -> bool:
+    return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
+
+
+def _from_there(limits: dict[str, Any], source: str) -> bool:
+    if "sources" not in limits:
+        return True
+    try:
+        # A whole network is asked for by nobody, and is inside of what holds all of it.
+        asked = ipaddress.ip_network(source)
+    except ValueError:
+        return False
+    mapped = getattr(asked.network_address, "ipv4_mapped", None)
+    asked = ipaddress.ip_network(mapped) if mapped else asked
+    networks = (ipaddress.ip_network(text) for text in limits["sources"])
+    return any(asked.version == one.version and asked.subnet_of(one) for one in networks)  # type: ignore[arg-type]
+
+
+def _then(limits: dict[str, Any], at: float) -> bool:
+    moment = datetime.fromtimestamp(at, UTC)
+    minute = moment.hour * 60 + moment.minute
+    days = limits.get("weekdays", _DAYS)
+    for text in limits.get("hours", ["00:00-24:00"]):
+        begin, end = (int(part[:2]) * 60 + int(part[3:]) for part in text.split("-"))
+        today, yesterday = _DAYS[moment.weekday()], _DAYS[moment.weekday() - 1]
+        if begin < end and today in days and begin <= minute < end:
+            return True
+        if begin > end and ((today in days and minute >= begin) or (yesterday in days and minute < end)):
+            return True
+    return False
