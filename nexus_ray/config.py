@@ -61,6 +61,9 @@ class RuntimeSettings(BaseModel):
     """Port of the front door; one that nothing well-known uses."""
     front: Literal["replica", "proxy"] = "replica"
     """Who listens: the gateway's replica itself, or Ray Serve's proxy before it, at ten times the cost of a request."""
+    gateways: int = Field(default=1, ge=1, le=100)
+    """Replicas of the front door, some 200 MiB each; where one dies, another answers while it is replaced, which takes
+    5 to 10 s. Two are what production wants."""
     connections_max: int = Field(default=2000, ge=1)
     """Connections at one time to a gateway that listens itself; who comes after is answered with 503."""
     dashboard: bool = True

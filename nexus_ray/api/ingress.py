@@ -39,15 +39,16 @@ _STEERING_HEADERS = frozenset(
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """Return the Serve application for `{"app": "module:attribute", "replicas": 1}`.
+    """Return the Serve application for `{"app": "module:attribute"}`; `"replicas"` stands above `runtime.gateways`.
 
     Raises:
         InvalidArgumentError: The app does not import.
     """
-    return application(str(arguments["app"]), load(), int(arguments.get("replicas", 1)))
+    settings = load()
+    return application(str(arguments["app"]), settings, int(arguments.get("replicas", settings.runtime.gateways)))
 
 
-def application(app_path: str, settings: Settings, replicas: int = 1) -> Application:
+def application(app_path: str, settings: Settings, replicas: int) -> Application:
     """Return the Serve application of an app under given settings."""
     load_app(app_path)
     check_client_certificates(settings)
@@ -105,7 +106,7 @@ def open_front_door(app_path: str, settings: Settings) -> str:
         serve.start(http_options={"host": runtime.http_host, "port": runtime.http_port, **tls})
     else:
         serve.start(proxy_location="Disabled")
-    serve.run(application(app_path, settings), name="nexus", route_prefix="/")
+    serve.run(application(app_path, settings, runtime.gateways), name="nexus", route_prefix="/")
     host = f"[{runtime.http_host}]" if ":" in runtime.http_host else runtime.http_host
     return f"{'https' if tls else 'http'}://{host}:{runtime.http_port}"
 

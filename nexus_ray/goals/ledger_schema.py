@@ -218,7 +218,10 @@ def _prepare(connection: sqlite3.Connection, settings: LedgerSettings, path: Pat
     if version == 2:
         connection.executescript(f"BEGIN IMMEDIATE; {_UPGRADE} COMMIT;")
     elif version != SCHEMA_VERSION:
-        raise FailedPreconditionError("the ledger was written by another version of Nexus", schema_version=version)
+        raise FailedPreconditionError(
+            f"the ledger {path} was written by another version of Nexus (its schema is {version}, this one's "
+            f"{SCHEMA_VERSION}): use that version, or another state folder (NEXUS_STATE_DIR)", schema_version=version,
+        )  # fmt: skip
 
 
 def sync_folder(folder: Path) -> None:

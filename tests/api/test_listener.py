@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from nexus_ray.api.ingress import build
 from nexus_ray.api.listener import Listener
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.core.errors import UnavailableError
@@ -43,6 +44,15 @@ def settings() -> RuntimeSettings:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return RuntimeSettings(http_port=probe.getsockname()[1], connections_max=3)
+
+
+def test_there_are_as_many_gateways_as_the_settings_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEXUS_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("NEXUS_RUNTIME__GATEWAYS", "2")
+
+    gateways = [build({"app": "benchmarks.fleet:app", **said})._bound_deployment for said in ({}, {"replicas": 3})]
+
+    assert [gateway.num_replicas for gateway in gateways] == [2, 3]
 
 
 async def test_it_answers_while_its_lifespan_lasts_and_refuses_strangers(
