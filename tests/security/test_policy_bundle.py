@@ -268,7 +268,7 @@ def test_a_real_opa_does_not_start_with_an_altered_one(tmp_path: Path, name: str
     (tmp_path / "policy.tar.gz").write_bytes(packed(list(files.items())))
 
     ended = subprocess.run(
-        [program(), "run", "--server", "--addr", f"unix://{tmp_path}/s", "--disable-telemetry", "--verification-key",
+        [program(), "run", "--server", "--addr", f"unix://{tmp_path}/s", "--skip-version-check", "--verification-key",
          tmp_path / "key.pem", "--signing-alg", "ES256", "--bundle", tmp_path / "policy.tar.gz"],
         capture_output=True, timeout=20, check=False,
     )  # fmt: skip

@@ -68,7 +68,7 @@ class Opa:
         self.socket.unlink(missing_ok=True)
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [self._program, "run", "--server", "--disable-telemetry", "--log-level", "error", *self._arguments],
+                [self._program, "run", "--server", "--skip-version-check", "--log-level", "error", *self._arguments],
                 stdout=log, stderr=log, start_new_session=True, env={"HOME": str(self.folder), "GOGC": "400"},
             )  # fmt: skip
         ends_at = time.monotonic() + within_s
