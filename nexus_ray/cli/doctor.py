@@ -62,6 +62,7 @@ def examine() -> list[Check]:
         ("disk", lambda: [check_disk(folder)]),
         ("state", lambda: check_modes(folder)),
         ("keys", lambda: [check_keys(folder)]),
+        ("policy", lambda: [check_policy(folder)]),
         ("clock", lambda: [check_clock(time.time(), time.monotonic(), time.monotonic())]),
         ("fleet", lambda: [check_fleet(folder)]),
     ]
@@ -100,6 +101,32 @@ def check_settings() -> Check:
     except NexusError as error:
         return Check("settings", "fail", error.message, "correct the variable or the settings file")
     return Check("settings", "ok", "they load")
+
+
+def check_policy(folder: Path) -> Check:
+    """Check that the policy loads, and that the engine that is to decide by it does."""
+    from nexus_ray.config import load
+    from nexus_ray.core.errors import NexusError
+    from nexus_ray.security.authz import engine_of, read_policy
+    from nexus_ray.security.policy import REASONS, PolicyRequest
+    from nexus_ray.security.policy_bundle import load_bundle
+
+    settings = load().security.policy
+    path = folder / "roles.toml"
+    if settings.bundle is None and not path.exists():
+        return Check("policy", "ok", "there is none yet; `nexus up` makes it")
+    try:
+        if settings.bundle is not None and settings.verification_key is not None:
+            policy = load_bundle(settings.bundle, settings.verification_key, folder, is_noted=False)
+        else:
+            policy = read_policy(path)
+    except NexusError as error:
+        return Check("policy", "fail", error.message, "`nexus policy test` checks one before it is put there")
+    reason = engine_of(settings)(policy).decide(PolicyRequest("", (), "", "goal:read")).reason
+    if reason in REASONS:
+        return Check("policy", "ok", f"{policy.revision}, decided by {settings.engine}")
+    todo = "give OPA the same policy" if reason in ("revision_unknown", "engine_undefined") else "see that it runs"
+    return Check("policy", "fail", f"{settings.opa_address or settings.engine} does not decide: {reason}", todo)
 
 
 def _ports(folder: Path) -> list[Check]:

@@ -115,8 +115,8 @@ def read_bundle(raw: bytes, key: ec.EllipticCurvePublicKey, now: float) -> Bundl
     return Bundle(policy, made_at, content["source"])
 
 
-def load_bundle(path: Path, key_path: Path, folder: Path) -> Policy:
-    """Return the policy of a bundle file, and remember in the state folder how old it is.
+def load_bundle(path: Path, key_path: Path, folder: Path, *, is_noted: bool = True) -> Policy:
+    """Return the policy of a bundle file, and remember in the state folder how old it is, unless told not to.
 
     Raises:
         FailedPreconditionError: A file cannot be read.
@@ -132,7 +132,7 @@ def load_bundle(path: Path, key_path: Path, folder: Path) -> Policy:
             )
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"the policy bundle {path}: {error.message}") from None
-    if found.made_at > seen:
+    if is_noted and found.made_at > seen:
         temporary = folder / f"{_SEEN}.{secrets.token_hex(8)}.new"
         temporary.write_text(str(found.made_at))
         os.replace(temporary, folder / _SEEN)

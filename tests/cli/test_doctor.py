@@ -1,3 +1,4 @@
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,22 @@ def test_settings_load_or_the_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch
 
     assert doctor.check_settings().level == "fail"
     assert "NEXUS_RUNTIME__HTTP_PORT" in doctor.check_settings().found
+
+
+def test_the_policy_loads_and_is_decided_by(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_policy(state).level == "ok"
+    state.mkdir(mode=0o700)
+    (state / "roles.toml").write_text('[roles]\nlead = ["goal:explode"]\n')
+    refused = doctor.check_policy(state)
+    assert (refused.level, "goal:explode" in refused.found) == ("fail", True)
+    (state / "roles.toml").write_text('[roles]\nlead = ["goal:read"]\n')
+    assert doctor.check_policy(state).level == "ok"
+
+    settings = {"engine": "opa", "opa_address": f"unix://{state}/opa.sock"}
+    monkeypatch.setenv("NEXUS_SECURITY__POLICY", json.dumps(settings))
+
+    gone = doctor.check_policy(state)
+    assert (gone.level, gone.found) == ("fail", f"unix://{state}/opa.sock does not decide: engine_failed")
 
 
 def test_a_port_is_free_or_taken_or_the_fleets_own(fleet: Fleet) -> None:
