@@ -43,7 +43,7 @@ class DatabaseAuditLog:
         self._clock = clock or SystemClock()
         # One thread: a connection belongs to it, and what is written stays in order.
         self._thread = ThreadPoolExecutor(1, "audit")
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting] = deque()  # The loop puts in, the thread takes out; nothing else is shared.
         self._count = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_writing = False
@@ -88,12 +88,13 @@ class DatabaseAuditLog:
             raise UnavailableError("too many audit records wait to be written", retry_after_s=1.0)
         if not entries:
             return []
-        waiting = _Waiting(entries, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(entries, loop.create_future())
         self._waiting.append(waiting)
         self._count += len(entries)
         if not self._is_writing:
             self._is_writing = True
-            self._begin(self._write())
+            loop.call_soon(self._thread.submit, self._write, loop)  # Soon: whoever comes in this moment comes along.
         return await waiting.numbers
 
     async def records(self, query: RecordQuery) -> list[Record]:
@@ -173,42 +174,52 @@ class DatabaseAuditLog:
     async def _in_thread(self, work: Callable[[], _ResultT]) -> _ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def _write(self) -> None:
-        try:
-            while self._waiting:
-                await self._write_batch(self._take())
-        finally:
-            self._is_writing = False
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Write what waits, batch after batch, in the thread: one hop there and one back, however many there are."""
+        together = self._take()
+        while together:
+            entries = [entry for one in together for entry in one.entries]
+            written: list[int] | BaseException
+            try:
+                written = self._store.append(entries)
+            except BaseException as error:  # Whatever it is, nobody may wait for an answer that does not come.
+                written = error
+            following = self._take()
+            loop.call_soon_threadsafe(self._answer, loop, together, written, not following)
+            together = following
 
     def _take(self) -> list[_Waiting]:
-        together = [self._waiting.popleft()]
-        count = len(together[0].entries)
-        while self._waiting and (count := count + len(self._waiting[0].entries)) <= self._settings.batch_max:
+        together: list[_Waiting] = []
+        count = 0
+        while self._waiting and (not together or count + len(self._waiting[0].entries) <= self._settings.batch_max):
             together.append(self._waiting.popleft())
-        self._count -= sum(len(one.entries) for one in together)
+            count += len(together[-1].entries)
         return together
 
-    async def _write_batch(self, together: list[_Waiting]) -> None:
-        entries = [entry for one in together for entry in one.entries]
-        try:
-            numbers = await self._in_thread(lambda: self._store.append(entries))
-        except BaseException as error:
-            # Whatever it is, nobody may wait for an answer that does not come.
-            told = error if isinstance(error, Exception) else UnavailableError("the audit log is closing")
+    def _answer(
+        self, loop: asyncio.AbstractEventLoop, together: list[_Waiting], written: list[int] | BaseException,
+        is_last: bool,
+    ) -> None:  # fmt: skip
+        count = sum(len(one.entries) for one in together)
+        self._count -= count
+        if isinstance(written, BaseException):
+            told = written if isinstance(written, Exception) else UnavailableError("the audit log is closing")
+            metrics.count("nexus_audit_records_total", result="error", value=count)
+            log.error("audit.not_written", records=count, error=str(told), details=getattr(told, "details", {}))
             for one in together:
                 if not one.numbers.done():
                     one.numbers.set_exception(told)
-            metrics.count("nexus_audit_records_total", result="error", value=len(entries))
-            log.error("audit.not_written", records=len(entries), error=str(told), details=getattr(told, "details", {}))
-            if told is not error:
-                raise
-            return
-        metrics.count("nexus_audit_records_total", result="ok", value=len(entries))
-        metrics.record("nexus_audit_batch_records", len(entries))
-        for one in together:
-            if not one.numbers.done():
-                one.numbers.set_result(numbers[: len(one.entries)])
-            numbers = numbers[len(one.entries) :]
+        else:
+            metrics.count("nexus_audit_records_total", result="ok", value=count)
+            metrics.record("nexus_audit_batch_records", count)
+            for one in together:
+                if not one.numbers.done():
+                    one.numbers.set_result(written[: len(one.entries)])
+                written = written[len(one.entries) :]
+        if is_last and self._waiting:  # They came while the thread was on its way out.
+            self._thread.submit(self._write, loop)
+        elif is_last:
+            self._is_writing = False
 
     async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         while True:
@@ -228,5 +239,3 @@ def _opened(connect: Callable[[], Database], key: Ed25519PrivateKey, settings: A
         database.close()
         raise
     return store
-
-

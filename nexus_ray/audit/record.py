@@ -3,6 +3,7 @@
 Law: pure. The bytes are what is hashed, kept, exported and proved; nothing is ever encoded a second time.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -65,6 +66,13 @@ class Entry:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+_TEXTS = (
+    "operation", "action", "principal", "tenant", "session", "source", "resource", "decision", "outcome", "reason",
+    "trace", "goal", "request",
+)  # fmt: skip
+_texts_of = operator.attrgetter(*_TEXTS)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A record in its place: number (from 0), leaf hash, and its bytes, None where only the hash is left."""
@@ -88,12 +96,11 @@ def check_entry(entry: Entry) -> None:
     Raises:
         InvalidArgumentError: A text is too long, or the facts are too many or cannot be written as JSON.
     """
-    texts = (entry.operation, entry.action, entry.principal, entry.tenant, entry.session, entry.source, entry.resource,
-             entry.decision, entry.outcome, entry.reason, entry.trace, entry.goal, entry.request)  # fmt: skip
+    texts = _texts_of(entry)
     if not entry.operation or max(map(len, texts)) > _TEXT_CHARACTERS_MAX:
         raise InvalidArgumentError(f"a text of an audit entry is at most {_TEXT_CHARACTERS_MAX} characters")
     try:
-        size_bytes = len(orjson.dumps(dict(entry.facts)))
+        size_bytes = len(orjson.dumps(dict(entry.facts))) if entry.facts else 0
         "".join(texts).encode()
     except (TypeError, UnicodeEncodeError):
         raise InvalidArgumentError("an audit entry is text and JSON") from None
@@ -103,15 +110,15 @@ def check_entry(entry: Entry) -> None:
 
 def seal(entry: Entry, seq: int, previous: bytes) -> Record:
     """Give an entry its place: after the record whose leaf hash is `previous`."""
-    fields = {
-        "v": VERSION, "seq": seq, "previous": previous.hex(), "operation": entry.operation, "kind": entry.kind,
-        "at": round(entry.at, 6), "retention": entry.retention, "action": entry.action, "principal": entry.principal,
-        "tenant": entry.tenant, "session": entry.session, "source": entry.source, "resource": entry.resource,
-        "decision": entry.decision, "outcome": entry.outcome, "reason": entry.reason, "trace": entry.trace,
-        "goal": entry.goal, "request": entry.request, "facts": dict(entry.facts),
+    fields: dict[str, Any] = {
+        "v": VERSION, "seq": seq, "previous": previous.hex(), "kind": entry.kind.value, "at": round(entry.at, 6),
+        "retention": entry.retention.value,
     }  # fmt: skip
     # Sorted, and without what is empty: the same entry has one spelling, and an auditor's page is short.
-    body = orjson.dumps(
-        {name: value for name, value in fields.items() if value != "" and value != {}}, option=orjson.OPT_SORT_KEYS
-    )
+    for name, value in zip(_TEXTS, _texts_of(entry), strict=True):
+        if value:
+            fields[name] = value
+    if entry.facts:
+        fields["facts"] = dict(entry.facts)
+    body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
     return Record(seq, leaf_hash(body), body)
