@@ -62,6 +62,7 @@ class Rights:
         if told != (goal.principal, goal.tenant, goal.deadline_at):
             error = PermissionDeniedError("not allowed: the context is another's", reason="forged_context")
             raise _noted(goal.id, error)
+        self._remember(goal.id, goal.headers, session)  # Its first ask is next.
         return context
 
     def may_ask(self, goal: Goal, agent_type: str) -> None:
@@ -105,10 +106,7 @@ class Rights:
         known = self._known.get(goal_id)
         if known is None or (headers is not known.headers and known.told != what_is_sealed(headers)):
             # Whether there is time left is for who runs it to say: what undoes a saga comes after the deadline.
-            known = _Known(headers, self._opened(headers, goal_id, 0.0).session)
-            self._known[goal_id] = known
-            if len(self._known) > _REMEMBERED_MAX:
-                self._known.popitem(last=False)
+            known = self._remember(goal_id, headers, self._opened(headers, goal_id, 0.0).session)
         known.headers = headers
         if agent_type in known.allowed:
             return
@@ -119,6 +117,12 @@ class Rights:
                 f"permission denied: {known.session.principal} may not do agent:ask on {agent_type}", **error.details
             ) from None
         known.allowed.add(agent_type)
+
+    def _remember(self, goal_id: str, headers: Headers, session: Session) -> _Known:
+        known = self._known[goal_id] = _Known(headers, session)
+        if len(self._known) > _REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return known
 
     def _opened(self, headers: Headers, goal_id: str, now: float) -> CallContext:
         try:
