@@ -1,14 +1,17 @@
 """What it costs to know who asks, to decide and to write it down: each call alone, and all of it in a request.
 
-In one process and without a socket: the application is called as its server calls it, with the real ledger and audit
-log beside it. What is compared is measured in turn, round by round.
+The application is called as its server calls it, without a socket, and the ledger's process stands beside it as in a
+fleet; there is no Ray. What is compared is measured in turn, round by round.
 """
 
 import asyncio
+import contextlib
 import functools
 import itertools
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,11 @@ from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
 from nexus_ray.goals.goal import Goal, GoalQuery, GoalRecord
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.goals.spec import Specs
-from nexus_ray.runtime.audit_link import here, load_salt, open_audit_file
+from nexus_ray.runtime.audit_link import here, load_salt, open_audit_file, open_audit_log
 from nexus_ray.runtime.boot import configure_process, settle_down
 from nexus_ray.runtime.front import FrontDoor
+from nexus_ray.runtime.ledger_actor import LedgerActor, RayLedger
 from nexus_ray.runtime.state import fleet_seal, prepare_state
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, load_policy
@@ -61,7 +64,8 @@ def run(folder: Path, is_quick: bool) -> list[Row]:
     made = [*tokens(settings, rounds, calls), *decisions(settings, rounds, calls), *contexts(rounds, calls)]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # The loop that Ray gives its async actors.
         made += runner.run(appends(settings, 5 if is_quick else 60))
-        made += runner.run(requests(settings, 2 if is_quick else 15, 10 if is_quick else 40))
+        with _ledger_process(settings):
+            made += runner.run(requests(settings, 2 if is_quick else 15, 10 if is_quick else 40))
     return made
 
 
@@ -204,8 +208,9 @@ async def appends(settings: Settings, rounds: int) -> list[Row]:
     cpu: dict[int, list[float]] = {_AT_ONCE: [], 1: []}
     for number in range(rounds + 1):
         for count in wall:
+            goals = [new_id("goal") for _ in range(count)]
             started, cpu_started = time.perf_counter(), time.process_time()
-            entries = [auditor.entry(_OPERATOR, "goal:submit", "fan_out", goal=new_id("goal")) for _ in range(count)]
+            entries = [auditor.entry(_OPERATOR, "goal:submit", "fan_out", goal=goal) for goal in goals]
             await asyncio.gather(*(auditor.append([entry]) for entry in entries))
             if number:
                 wall[count].append((time.perf_counter() - started) / count * 1e6)
@@ -222,10 +227,12 @@ async def appends(settings: Settings, rounds: int) -> list[Row]:
 
 async def requests(settings: Settings, rounds: int, calls: int) -> list[Row]:
     """The same requests through two front doors over one ledger: the real one, and one that lets everybody do all."""
-    clock = SystemClock()
-    ledger = await SqliteLedger.open(_made(settings, "ledger") / "ledger.sqlite", settings.ledger)
-    secured = _front(settings, ledger, _auditor(settings))
-    opened = _front(settings, ledger, _auditor(settings, NoAuditor), is_open=True)
+    clock, ledger = SystemClock(), RayLedger(settings)
+    made = [
+        kind(open_audit_log(settings, "gateway"), settings.audit, clock, load_salt(settings), "gateway")
+        for kind in (Auditor, NoAuditor)
+    ]
+    secured, opened = _front(settings, ledger, made[0]), _front(settings, ledger, made[1], is_open=True)
     key = load_or_create_issuer_key(settings.state_dir)
     token = issue_token(key, settings.tokens, "benchmark", ["operator"], 600.0, clock.now())
     late = issue_token(key, settings.tokens, "benchmark", ["operator"], 60.0, clock.now() - 600.0)
@@ -318,7 +325,28 @@ class _OpenFront(FrontDoor):
         return _OPERATOR
 
 
-def _front(settings: Settings, ledger: SqliteLedger, auditor: Auditor, is_open: bool = False) -> FrontDoor:
+@contextlib.contextmanager
+def _ledger_process(settings: Settings) -> Iterator[None]:
+    """Have the ledger and the audit log in a process of their own, as a fleet has them."""
+    command = [sys.executable, "-m", "benchmarks.identity", str(settings.state_dir)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        if process.stdout is None or process.stdout.readline() != b"ready\n":
+            raise RuntimeError("the ledger's process does not start")
+        yield
+    finally:
+        process.communicate()  # It ends with its input.
+
+
+async def serve_ledger(folder: Path) -> None:
+    actor = LedgerActor(load(state_dir=folder))
+    await actor._open_audit()
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await actor.stop()
+
+
+def _front(settings: Settings, ledger: RayLedger, auditor: Auditor, is_open: bool = False) -> FrontDoor:
     clock = SystemClock()
     return (_OpenFront if is_open else FrontDoor)(
         specs=Specs(fleet.app.agents, fleet.app.goals),
@@ -334,12 +362,17 @@ def _front(settings: Settings, ledger: SqliteLedger, auditor: Auditor, is_open: 
     )
 
 
-def _auditor(settings: Settings, kind: type[Auditor] = Auditor) -> Auditor:
+def _auditor(settings: Settings) -> Auditor:
     log = here(functools.partial(open_audit_file, settings))
-    return kind(log, settings.audit, SystemClock(), load_salt(settings), "gateway")
+    return Auditor(log, settings.audit, SystemClock(), load_salt(settings), "gateway")
 
 
 def _made(settings: Settings, name: str) -> Path:
     folder = settings.state_dir / name
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as ledger_runner:
+        ledger_runner.run(serve_ledger(Path(sys.argv[1])))
