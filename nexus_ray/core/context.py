@@ -18,7 +18,7 @@ from nexus_ray.core.identity import MAIN_TENANT, Delegation, Session
 Headers = dict[str, str]
 
 _SEAL = "seal"
-_DELEGATION = "delegation"  # Only where there is one; covered by the seal whether it is there or not.
+_DELEGATION, _SOURCE = "delegation", "source"  # Only where there is one; covered by the seal, there or not.
 _SEALED = (
     "session", "principal", "issuer", "roles", "expires", "deadline", "tenant", "method", "authenticated_at",
     "acr", "amr",
@@ -29,12 +29,14 @@ _SEALED = (
 class CallContext:
     """What every operation is told besides its own arguments.
 
-    `traceparent` is a W3C trace context header, empty where nothing traces.
+    `traceparent` is a W3C trace context header, empty where nothing traces; `source` is where the request came from,
+    for roles that hold somewhere only.
     """
 
     session: Session
     deadline: Deadline
     traceparent: str = ""
+    source: str = ""
 
     def to_headers(self) -> Headers:
         """Return the context as text fields."""
@@ -55,6 +57,8 @@ class CallContext:
         }
         if session.delegation is not None:
             headers[_DELEGATION] = json.dumps(session.delegation)
+        if self.source:
+            headers[_SOURCE] = self.source
         return headers
 
     @classmethod
@@ -76,6 +80,7 @@ class CallContext:
             ),
             deadline=Deadline(float(headers["deadline"])),
             traceparent=headers["traceparent"],
+            source=headers.get(_SOURCE, ""),
         )
 
 
@@ -89,7 +94,7 @@ def what_is_sealed(headers: Headers) -> tuple[str, ...]:
         shown: tuple[str, ...] = _shown(headers)
     except KeyError:
         return ()
-    return (*shown, headers.get(_DELEGATION, ""))
+    return (*shown, headers.get(_DELEGATION, ""), headers.get(_SOURCE, ""))
 
 
 def _delegation(text: str) -> Delegation:
@@ -131,7 +136,7 @@ class ContextSeal:
 
     def _sum(self, headers: Headers, subject: str) -> str:
         # `repr` of a tuple: no field runs into the next, whatever is in it.
-        delegation = headers.get(_DELEGATION)
-        told = repr((subject, _fields(headers)) if delegation is None else (subject, _fields(headers), delegation))
+        rest = tuple((name, headers[name]) for name in (_DELEGATION, _SOURCE) if name in headers)
+        told = repr((subject, _fields(headers), rest) if rest else (subject, _fields(headers)))
         # Keyed BLAKE2 is a MAC by itself (RFC 7693, 1), and takes a fifth of the time of OpenSSL's HMAC.
         return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), key=self._key, digest_size=32).hexdigest()

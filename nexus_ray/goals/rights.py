@@ -7,9 +7,11 @@ agents it may ask, by the host that plans the step and by the one that runs the 
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import replace
 
 from nexus_ray.agents.task import TaskOrder
+from nexus_ray.audit.auditor import Scene, arrive
 from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.context import CallContext, ContextSeal, Headers, what_is_sealed
 from nexus_ray.core.errors import PermissionDeniedError
@@ -29,12 +31,12 @@ Authorize = Callable[[Session, str, str], object]
 class _Known:
     """A goal whose context was opened here, and the agent types that it may ask."""
 
-    __slots__ = ("allowed", "headers", "session", "told")
+    __slots__ = ("allowed", "context", "headers", "told")
 
-    def __init__(self, headers: Headers, session: Session) -> None:
+    def __init__(self, headers: Headers, context: CallContext) -> None:
         self.headers = headers
         self.told = what_is_sealed(headers)
-        self.session = session
+        self.context = context
         self.allowed: set[str] = set()
 
 
@@ -62,7 +64,7 @@ class Rights:
         if told != (goal.principal, goal.tenant, goal.deadline_at):
             error = PermissionDeniedError("not allowed: the context is another's", reason="forged_context")
             raise _noted(goal.id, error)
-        self._remember(goal.id, goal.headers, session)  # Its first ask is next.
+        self._remember(goal.id, goal.headers, context)  # Its first ask is next.
         return context
 
     def may_ask(self, goal: Goal, agent_type: str) -> None:
@@ -94,7 +96,7 @@ class Rights:
             PermissionDeniedError: The submitter may not.
         """
         context = self.check(parent)
-        self._authorize(context.session, "goal:submit", child.type)
+        self._decide(context, "goal:submit", child.type)
         headers = {**child.headers, "deadline": repr(child.deadline_at)}
         return replace(child, headers=self._seal.sealed(headers, child.id))
 
@@ -106,20 +108,29 @@ class Rights:
         known = self._known.get(goal_id)
         if known is None or (headers is not known.headers and known.told != what_is_sealed(headers)):
             # Whether there is time left is for who runs it to say: what undoes a saga comes after the deadline.
-            known = self._remember(goal_id, headers, self._opened(headers, goal_id, 0.0).session)
+            known = self._remember(goal_id, headers, self._opened(headers, goal_id, 0.0))
         known.headers = headers
         if agent_type in known.allowed:
             return
         try:
-            self._authorize(known.session, "agent:ask", agent_type)
+            self._decide(known.context, "agent:ask", agent_type)
         except PermissionDeniedError as error:
+            who = known.context.session.principal
             raise PermissionDeniedError(
-                f"permission denied: {known.session.principal} may not do agent:ask on {agent_type}", **error.details
+                f"permission denied: {who} may not do agent:ask on {agent_type}", **error.details
             ) from None
         known.allowed.add(agent_type)
 
-    def _remember(self, goal_id: str, headers: Headers, session: Session) -> _Known:
-        known = self._known[goal_id] = _Known(headers, session)
+    def _decide(self, context: CallContext, action: str, resource: str) -> None:
+        # As from where the goal was submitted. In a context of its own: what an agent's task sees does not change.
+        copy_context().run(self._decide_there, context, action, resource)
+
+    def _decide_there(self, context: CallContext, action: str, resource: str) -> None:
+        arrive(Scene(context.source))
+        self._authorize(context.session, action, resource)
+
+    def _remember(self, goal_id: str, headers: Headers, context: CallContext) -> _Known:
+        known = self._known[goal_id] = _Known(headers, context)
         if len(self._known) > _REMEMBERED_MAX:
             self._known.popitem(last=False)
         return known

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from nexus_ray.audit.auditor import source_of_request
 from nexus_ray.core.context import CallContext, ContextSeal
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import InvalidArgumentError, NexusError, NotFoundError, UnavailableError
@@ -65,7 +66,7 @@ def build_goal(
     payload = spec.payload.normalise(request.payload)
     deadline = Deadline.after(timeout_s, now)
     goal_id = new_id("goal")
-    headers = CallContext(session, deadline, traceparent).to_headers()
+    headers = CallContext(session, deadline, traceparent, source_of_request()).to_headers()
     return Goal(
         id=goal_id,
         type=spec.type,

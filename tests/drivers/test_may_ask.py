@@ -7,6 +7,7 @@ import pytest
 
 import nexus_ray as nexus
 from nexus_ray.agents.task import TaskOrder
+from nexus_ray.audit.auditor import Scene, arrive, source_of_request
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import ManualClock, SystemClock
 from nexus_ray.core.context import CallContext, ContextSeal
@@ -20,6 +21,8 @@ from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.strategies import Call
 from nexus_ray.runtime.intake import SubmitRequest, build_goal
 from nexus_ray.security.authz import Authorizer
+from nexus_ray.security.policy import parse_policy
+from nexus_ray.security.rego_engine import RegoEngine
 from tests.support.in_process import InProcessFleet
 
 SEAL = ContextSeal(b"k" * 32)
@@ -206,6 +209,25 @@ def test_a_context_of_another_goal_or_without_a_field_opens_nothing() -> None:
     for order in (make_order(goal)._replace(goal_id=other.id), make_order(goal)._replace(headers={})):
         with pytest.raises(PermissionDeniedError):
             rights.admit(order)
+
+
+async def test_a_role_that_holds_somewhere_only_holds_for_goals_that_were_submitted_there() -> None:
+    office = {"grants": ["goal:submit", "agent:ask"], "sources": ["10.0.0.0/8"]}
+    authorizer = Authorizer({}, engine=RegoEngine(parse_policy({"roles": {"sender": office}})))
+    rights = Rights(SEAL, authorizer.authorize)
+    arrive(Scene("10.1.2.3"))
+    inside = make_goal(make_app(), "write")
+    arrive(Scene("192.0.2.1"))
+    outside = make_goal(make_app(), "write")
+
+    rights.admit(make_order(inside))
+    assert source_of_request() == "192.0.2.1"  # What is decided in the goal's place changes nothing around it.
+    for order in (make_order(outside), make_order(outside, source="10.1.2.3"), make_order(inside, source="10.9.9.9")):
+        with pytest.raises(PermissionDeniedError):
+            rights.admit(order)
+    bare = {name: value for name, value in inside.headers.items() if name != "source"}
+    with pytest.raises(PermissionDeniedError, match="not the fleet's"):
+        rights.admit(make_order(inside)._replace(headers=bare))
 
 
 def test_a_right_that_was_taken_away_is_gone_within_seconds() -> None:

@@ -1,17 +1,19 @@
 """The sealed context of a call: what opens, and that nothing else does."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from nexus_ray.core.context import CallContext, ContextSeal, Headers
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import PermissionDeniedError
-from nexus_ray.core.identity import Session
+from nexus_ray.core.identity import Delegation, Session
 
 SEAL = ContextSeal(b"k" * 32)
-SESSION = Session("s", "ada", "idp", ("operator", "viewer"), 90.0, "acme", "oidc", 5.0, "high", ("pwd", "otp"))
-CONTEXT = CallContext(SESSION, Deadline(100.0), "00-trace")
+PLAIN = Session("s", "ada", "idp", ("operator", "viewer"), 90.0, "acme", "oidc", 5.0, "high", ("pwd", "otp"))
+SESSION = replace(PLAIN, delegation=Delegation(("robot", "helper-2"), ("p1", "p2"), True))
+CONTEXT = CallContext(SESSION, Deadline(100.0), "00-trace", "10.1.2.3")
 
 
 def headers() -> Headers:
@@ -33,6 +35,15 @@ def test_what_was_sealed_opens_whole_for_its_subject() -> None:
 def test_a_field_that_was_changed_or_taken_out_is_refused(name: str) -> None:
     assert reason({**headers(), name: "9e9"}) == "forged_context"
     assert reason({key: value for key, value in headers().items() if key != name}) == "forged_context"
+
+
+@pytest.mark.parametrize("name", ["delegation", "source"])
+def test_what_was_not_there_is_not_put_in_later(name: str) -> None:
+    bare = CallContext(PLAIN, Deadline(100.0), "00-trace")
+    without = SEAL.sealed(bare.to_headers(), "goal-1")
+
+    assert SEAL.opened(without, "goal-1", 10.0) == bare
+    assert reason({**without, name: headers()[name]}) == "forged_context"
 
 
 def test_what_was_sealed_for_another_by_another_or_not_at_all_is_refused() -> None:
