@@ -13,8 +13,8 @@ from typing import Any
 
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
-from nexus_ray.runtime.local import check_listen, set_environment, start_control_plane, start_ray, stop_ray
 from nexus_ray.runtime.front_tls import client_authority
+from nexus_ray.runtime.local import check_listen, set_environment, start_control_plane, start_ray, stop_ray
 from nexus_ray.runtime.state import StateLock, prepare_state, write_fleet_file, write_operator_token
 from nexus_ray.runtime.which_ledger import check_ledger, let_go_of_ledger
 
