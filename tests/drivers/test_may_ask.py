@@ -11,7 +11,7 @@ from nexus_ray.audit.auditor import Scene, arrive, source_of_request
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import ManualClock, SystemClock
 from nexus_ray.core.context import CallContext, ContextSeal
-from nexus_ray.core.errors import NexusError, PermissionDeniedError
+from nexus_ray.core.errors import NexusError, PermissionDeniedError, TaskFailedError
 from nexus_ray.core.identity import AgentId, Session
 from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.goals.ledger_memory import MemoryLedger
@@ -54,6 +54,16 @@ def make_app() -> nexus.App:
         async def handle(self, payload: Any) -> Any:
             HANDLED.append("writer")
             return payload
+
+    @app.agent(scope="fleet", retries=3)
+    class Clerk(nexus.Agent):
+        async def handle(self, payload: Any) -> None:
+            HANDLED.append("clerk")
+
+    @app.goal
+    async def tell_many(request: int, team: nexus.Team) -> Any:
+        answers = await team.fan_out("clerk", list(range(request)), return_errors=True)
+        return [one.details["failed_with"] if isinstance(one, TaskFailedError) else one for one in answers]
 
     @app.goal
     async def write(request: Any, team: nexus.Team) -> Any:
@@ -199,6 +209,28 @@ async def test_a_host_believes_no_header_that_is_not_sealed(forged: dict[str, st
 
     assert result.failure is not None and result.failure.code == "permission_denied"
     assert HANDLED == []
+
+
+async def test_what_one_host_plans_and_may_not_another_refuses_to_run() -> None:
+    app, ledger = make_app(), MemoryLedger()
+    fleet = InProcessFleet(app, ledger, Settings(), rights=Rights(SEAL, lambda *_: None))  # Plans whatever it is told.
+    planning = fleet.add("host-0")
+    authorizer = _Counted({"sender": ["goal:submit"]})
+    fleet.rights = Rights(SEAL, authorizer.authorize)
+    fleet.add("host-1")
+    fleet.publish()
+    HANDLED.clear()
+    try:
+        ((_, outcome),) = await planning.coordinator.accept_and_run([make_goal(app, "tell_many", 32)])
+        assert outcome is not None
+        told = orjson.loads((await outcome).result)
+    finally:
+        for host in fleet.hosts_by_name.values():
+            await host.close()
+
+    refused = [one for one in told if one is not None]
+    assert set(refused) == {"permission_denied"} and 0 < len(refused) < 32
+    assert len(HANDLED) == 32 - len(refused) and authorizer.asked == len(refused)  # None was tried a second time.
 
 
 def test_a_context_of_another_goal_or_without_a_field_opens_nothing() -> None:
