@@ -5,6 +5,7 @@ this tenant, until this deadline. What it asks for is asked in that name, and au
 agents it may ask, by the host that plans the step and by the one that runs the agent.
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import copy_context
@@ -14,7 +15,7 @@ from nexus_ray.agents.task import TaskOrder
 from nexus_ray.audit.auditor import Scene, arrive
 from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.context import CallContext, ContextSeal, Headers, what_is_sealed
-from nexus_ray.core.errors import PermissionDeniedError
+from nexus_ray.core.errors import PermissionDeniedError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.goals.goal import Goal
 from nexus_ray.observe import metrics
@@ -73,13 +74,16 @@ class Rights:
         Raises:
             PermissionDeniedError: The submitter may not.
         """
-        self._check_ask(goal.id, goal.headers, agent_type)
+        # Where nothing decides now, it is decided by the host that is to run the agent, which is asked until it does.
+        with contextlib.suppress(UnavailableError):
+            self._check_ask(goal.id, goal.headers, agent_type)
 
     def admit(self, order: TaskOrder) -> None:
         """Refuse an order of a goal for an agent that its submitter may not ask; by the seal, whoever brought it.
 
         Raises:
             PermissionDeniedError: The submitter may not, or the order's context is not one that the fleet sealed.
+            UnavailableError: Nothing decides now.
         """
         # All orders of one parcel and one goal share their headers, so that nearly always it is the same object.
         known = self._known.get(order.goal_id)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.record import Entry, Kind
-from nexus_ray.core.errors import NexusError, PermissionDeniedError, UnauthenticatedError
+from nexus_ray.core.errors import NexusError, PermissionDeniedError, UnauthenticatedError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.goals.goal import Goal
 from nexus_ray.goals.ledger import Acceptance
@@ -43,7 +43,7 @@ class AuditedAuthorizer:
         """See `Authorizer.authorize`."""
         try:
             self._authorizer.authorize(session, action, resource)
-        except PermissionDeniedError as error:
+        except (PermissionDeniedError, UnavailableError) as error:
             self.auditor.refused(session, action, resource, error)
             raise
 

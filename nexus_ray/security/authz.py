@@ -15,7 +15,12 @@ from typing import Any
 
 from nexus_ray.audit.auditor import source_of_request
 from nexus_ray.core.clock import Clock, SystemClock
-from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, PermissionDeniedError
+from nexus_ray.core.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    UnavailableError,
+)
 from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
@@ -180,6 +185,7 @@ class Authorizer:
 
         Raises:
             PermissionDeniedError: Not allowed; `details` hold the action and a fixed reason.
+            UnavailableError: Nothing decides now, so it is not allowed; to ask again later is no waste.
         """
         started = time.perf_counter()
         decision, is_remembered, source = self._decision(session, action, resource)
@@ -190,6 +196,9 @@ class Authorizer:
             reason=decision.reason, revision=decision.revision, is_remembered=is_remembered,
             duration_s=time.perf_counter() - started,
         )  # fmt: skip
+        if decision.reason not in _DECIDED:
+            told = "nothing decides now who may do what"
+            raise UnavailableError(told, action=action, resource=resource, reason=decision.reason)
         if not decision.is_allowed:
             raise PermissionDeniedError("not allowed", action=action, resource=resource, reason=decision.reason)
 

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from nexus_ray.core.clock import ManualClock
-from nexus_ray.core.errors import PermissionDeniedError
+from nexus_ray.core.errors import PermissionDeniedError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.security.authz import Authorizer, load_policy
 from nexus_ray.security.opa import OpaEngine, OpaServer
@@ -278,7 +278,7 @@ def test_a_role_file_is_decided_by_a_real_one_and_a_change_of_it_when_both_have_
     def may(action: str) -> str:
         try:
             authorizer.authorize(Session("s", "ann", "local", ("lead",), 9e9), action)
-        except PermissionDeniedError as error:
+        except (PermissionDeniedError, UnavailableError) as error:
             return str(error.details["reason"])
         return "granted"
 
