@@ -96,6 +96,8 @@ class SecuritySettings(BaseModel):
     """Which engine decides who may do what, and whose signature its policy carries; in the environment as JSON."""
     exchanged_s: float = Field(default=900.0, gt=0, le=86_400)
     """Life of a token that such a log-in is exchanged for; who was removed there is let in here for so long."""
+    exchanges_a_minute_max: int = Field(default=120, ge=1)
+    """Tokens that one principal has exchanged within a minute at a gateway: each is a record of the audit log."""
     public_url: str = ""
     """Address under which clients know the front door: what a DPoP proof names; needed for them beyond loopback."""
     proof_age_s: float = Field(default=60.0, gt=0, le=600)

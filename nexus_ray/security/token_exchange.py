@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexus_ray.core.clock import Clock
-from nexus_ray.core.errors import InvalidArgumentError, UnauthenticatedError
+from nexus_ray.core.errors import InvalidArgumentError, ResourceExhaustedError, UnauthenticatedError
 from nexus_ray.core.identity import Delegation, Session
 from nexus_ray.security.dpop import Shown
 from nexus_ray.security.jose import refused
@@ -29,6 +29,7 @@ _FIELDS = frozenset({
     "grant_type", "subject_token", "subject_token_type", "actor_token", "actor_token_type", "requested_token_type",
     "scope", "audience", "resource",
 })  # fmt: skip
+_MINUTE_S = 60.0
 _PARENTS_MAX = 8  # Exchanges of exchanged tokens, and their actors; each is looked up at every request.
 
 Identify = Callable[[str, Shown], Awaitable[Session]]
@@ -66,6 +67,8 @@ class TokenExchange:
         self._identify = identify
         self._throttle = throttle
         self._write_down = write_down
+        self._given: dict[tuple[str, str], int] = {}  # Of this minute, by tenant and principal.
+        self._minute_ends_at = 0.0
         self._targets = frozenset({tokens.audience, settings.public_url.rstrip("/")} - {""})
 
     async def exchange(self, fields: dict[str, str], shown: Shown, source: str) -> Exchanged:
@@ -79,7 +82,7 @@ class TokenExchange:
         Raises:
             InvalidArgumentError: `details["error"]` is the word of RFC 6749 for what is wrong.
             UnauthenticatedError: A token is not accepted.
-            ResourceExhaustedError: Too many failures from there.
+            ResourceExhaustedError: Too many failures from there, or too many tokens for one principal.
             UnavailableError: It cannot be written down, or who may still come in is not known.
         """
         given = {name: value for name, value in fields.items() if value}
@@ -99,9 +102,21 @@ class TokenExchange:
             raise
         self._throttle.succeeded(source, name)
         self._check_target(given)
+        self._count(subject)
         roles = _roles(subject, given.get("scope"))
         ends_at = min(subject.expires_at, actor.expires_at if actor else subject.expires_at)
         return await self._granted(subject, delegation, roles, ends_at)
+
+    def _count(self, subject: Session) -> None:
+        now = self._clock.monotonic()
+        if now >= self._minute_ends_at:
+            self._given.clear()
+            self._minute_ends_at = now + _MINUTE_S
+        name = (subject.tenant, subject.principal)
+        self._given[name] = count = self._given.get(name, 0) + 1
+        if count > self._settings.exchanges_a_minute_max:
+            wait_s = self._minute_ends_at - now
+            raise ResourceExhaustedError("as many tokens were exchanged as may be in a minute", retry_after_s=wait_s)
 
     def _check_target(self, given: dict[str, str]) -> None:
         for name in ("audience", "resource"):

@@ -141,7 +141,9 @@ def make_door(
         trace_folder=folder / "traces",
         auditor=auditor or auditor_of(Settings(state_dir=folder, audit=audit or AuditSettings()), clock),
     )
-    settings = Settings(state_dir=folder, throttle=throttle or ThrottleSettings())
+    settings = Settings(
+        state_dir=folder, throttle=throttle or ThrottleSettings(), security=security or SecuritySettings()
+    )
     front.token_exchange = open_token_exchange(settings, front, clock, front._auditor)
     standing = borrow(front, runtime or RuntimeSettings(wait_s_max=5.0), throttle)
     return Door(fleet, front, standing.app, folder, standing)

@@ -18,10 +18,11 @@ from nexus_ray.security.jwk import thumbprint
 from nexus_ray.security.keys import load_or_create_issuer_key
 from nexus_ray.security.policy import parse_policy
 from nexus_ray.security.rego_engine import RegoEngine
+from nexus_ray.security.settings import SecuritySettings
 from nexus_ray.security.throttle import ThrottleSettings
 from nexus_ray.security.token_exchange import ACCESS_TOKEN, GRANT
 from nexus_ray.security.tokens import TokenSettings, issue_token
-from tests.api.conftest import Door, is_problem
+from tests.api.conftest import Door, is_problem, make_door
 from tests.security.test_dpop import JWK, proof
 
 HERE = "http://127.0.0.1:8600"
@@ -264,6 +265,18 @@ async def test_who_guesses_tokens_waits(doors: Callable[..., Door]) -> None:
 
     is_problem(answer, 429, "resource_exhausted")
     assert (await ask(door, door.token("reader", name="bob"))).status_code == 200
+
+
+async def test_one_principal_has_so_many_tokens_exchanged_a_minute_and_others_have_theirs(door: Door) -> None:
+    here = make_door(
+        door.fleet, door.folder, security=SecuritySettings(exchanges_a_minute_max=2), auditor=door.front._auditor
+    )
+    first = await exchanged(here, door.token("reader"))
+    await exchanged(here, first)
+
+    is_problem(await ask(here, door.token("reader")), 429, "resource_exhausted")
+    is_problem(await ask(here, first), 429, "resource_exhausted")
+    assert (await ask(here, door.token("reader", name="bob"))).status_code == 200
 
 
 async def test_tokens_cross_in_clear_on_this_machine_only(door: Door) -> None:
