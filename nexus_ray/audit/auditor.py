@@ -94,6 +94,8 @@ class Auditor:
         self._strangers = self._strangers_over = 0  # Of this minute.
         self._minute_ends_at = 0.0
         self._flushing: asyncio.Task[None] | None = None
+        self.answer_s_max = settings.answer_s_max
+        """Longest that a record is on its way."""
         self.is_well = True
         """Whether the last append went well; what cannot be written down is not begun."""
 

@@ -27,7 +27,7 @@ from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.marks import Mark
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.observe.operation import observe
-from nexus_ray.runtime.audited import AuditedAuthorizer
+from nexus_ray.runtime.audited import AuditedAuthorizer, Mending
 from nexus_ray.security.revocation import IDENTITY, SESSION, Revocations, RevocationSettings, name_of
 
 log = get_logger("runtime.access")
@@ -56,6 +56,7 @@ class Access:
         self._sighted: OrderedDict[str, None] = OrderedDict()
         self._unwritten: dict[str, Mark] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._mending = Mending(authorizer.auditor, ledger, clock)
 
     async def check(self, session: Session) -> None:
         """Refuse who was suspended, or whose session was revoked or has ended; see `Revocations.check`.
@@ -69,6 +70,7 @@ class Access:
         if name in self._sighted or len(self._unwritten) >= _SIGHTINGS_MAX:
             return
         self._sighted[name] = None
+        self._mending.begin()
         auditor = self._authorizer.auditor
         facts = {"issuer": session.issuer, "method": session.method}
         auditor.note(auditor.entry(session, "session:authenticate", retention=Retention.ACCESS, outcome="ok",
@@ -151,6 +153,7 @@ class Access:
     async def close(self) -> None:
         """Follow the list no more, and note nobody more."""
         await self.revocations.close()
+        await self._mending.close()
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait([self._writing])

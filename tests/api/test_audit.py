@@ -1,7 +1,7 @@
 """What the front door writes down, before it says yes and whenever it says no; and who may read it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
@@ -10,6 +10,7 @@ import pytest
 
 from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.audit.ports import RecordQuery
+from nexus_ray.audit.record import Entry
 from nexus_ray.audit.verify_export import read_key, verify_export, verify_receipt
 from nexus_ray.core.errors import UnavailableError
 from tests.api.conftest import Door, is_problem, submit
@@ -144,6 +145,40 @@ async def test_nothing_is_acknowledged_that_cannot_be_written_down_and_then_noth
     assert len(await door.fleet.ledger.unfinished("", 100)) <= before and door.fleet.drained == set()
     monkeypatch.undo()
     assert (await submit(operator)).status_code == 202
+
+
+async def test_the_intent_of_a_goal_whose_door_died_is_written_from_its_record_by_the_next(
+    doors: Callable[..., Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying, auditor = doors(), doors().front._auditor
+    auditor.answer_s_max = 0.02
+    async with dying.client("operator") as client:
+        whole = (await submit(client, "nested")).json()["id"]
+
+        async def dies(entries: Sequence[Entry]) -> list[int]:
+            raise UnavailableError("killed")
+
+        monkeypatch.setattr(auditor, "append", dies)
+        is_problem(await submit(client, "echo", traceparent=f"00-{'a' * 32}-{'b' * 16}-01"), 503, "unavailable")
+        monkeypatch.undo()
+    auditor._noted.clear()
+    async with doors().client("reader", name="bob") as next_one:
+        for _ in range(200):
+            found = [one for one in await written(dying, action="goal:submit") if one["kind"] == "intent"]
+            if len(found) > 1:
+                break
+            await next_one.get("/v1/goals")
+            await asyncio.sleep(0.01)
+
+    # One for each that came in by a door: none twice, and none for a goal of a goal.
+    assert [one["goal"] for one in found] == [whole, found[1]["goal"]]
+    assert found[0]["facts"].keys() == {"payload_sha256"}
+    goal = await dying.fleet.ledger.goal(found[1]["goal"])
+    assert goal is not None and found[1]["facts"] == {**found[1]["facts"], "is_mended": True}
+    told = {"principal": "ada", "tenant": "main", "source": "127.0.0.1", "resource": "echo", "trace": "a" * 32,
+            "session": found[0]["session"], "operation": goal.goal.id, "request": goal.goal.id}  # fmt: skip
+    assert told.items() <= found[1].items()
+    assert found[1]["at"] == pytest.approx(goal.goal.accepted_at, abs=1e-6)
 
 
 async def test_names_and_addresses_are_not_in_clear_where_that_is_not_wanted(doors: Callable[..., Door]) -> None:
