@@ -5,6 +5,7 @@ outlives a call, or comes from afar, is sealed: with the fleet's key, for one su
 else wrote, or wrote for something else, is ever believed.
 """
 
+import functools
 import hashlib
 import hmac
 import json
@@ -17,6 +18,7 @@ from nexus_ray.core.identity import MAIN_TENANT, Delegation, Session
 
 Headers = dict[str, str]
 
+_SESSIONS_MAX = 2000  # Read from headers and remembered; some 2 MB.
 _SEAL = "seal"
 _DELEGATION, _SOURCE = "delegation", "source"  # Only where there is one; covered by the seal, there or not.
 _SEALED = (
@@ -64,24 +66,24 @@ class CallContext:
     @classmethod
     def from_headers(cls, headers: Headers) -> "CallContext":
         """Read back what `to_headers` wrote, inside the cluster only: outside headers are never trusted."""
-        return cls(
-            session=Session(
-                id=headers["session"],
-                principal=headers["principal"],
-                issuer=headers["issuer"],
-                roles=tuple(headers["roles"].split()),
-                expires_at=float(headers["expires"]),
-                tenant=headers.get("tenant", MAIN_TENANT),
-                method=headers.get("method", "token"),
-                authenticated_at=float(headers.get("authenticated_at", "0")),
-                acr=headers.get("acr", ""),
-                amr=tuple(headers.get("amr", "").split()),
-                delegation=_delegation(headers[_DELEGATION]) if _DELEGATION in headers else None,
-            ),
-            deadline=Deadline(float(headers["deadline"])),
-            traceparent=headers["traceparent"],
-            source=headers.get(_SOURCE, ""),
-        )
+        session = _session(
+            headers["session"], headers["principal"], headers["issuer"], headers["roles"], headers["expires"],
+            headers.get("tenant", MAIN_TENANT), headers.get("method", "token"), headers.get("authenticated_at", "0"),
+            headers.get("acr", ""), headers.get("amr", ""), headers.get(_DELEGATION, ""),
+        )  # fmt: skip
+        return cls(session, Deadline(float(headers["deadline"])), headers["traceparent"], headers.get(_SOURCE, ""))
+
+
+# Goals of one caller have one session between them; to read it anew is half of what opening a context takes.
+@functools.lru_cache(maxsize=_SESSIONS_MAX)
+def _session(
+    id: str, principal: str, issuer: str, roles: str, expires: str, tenant: str, method: str, authenticated: str,
+    acr: str, amr: str, delegation: str,
+) -> Session:  # fmt: skip
+    return Session(
+        id, principal, issuer, tuple(roles.split()), float(expires), tenant, method, float(authenticated), acr,
+        tuple(amr.split()), delegation=_delegation(delegation) if delegation else None,
+    )  # fmt: skip
 
 
 _fields = operator.itemgetter(*_SEALED)
