@@ -76,14 +76,17 @@ class Server:
         given = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": "",
                  "shared_buffers": "16MB", "max_connections": "60", "autovacuum": "off", **options}  # fmt: skip
         flags = [flag for name, value in given.items() for flag in ("-c", f"{name}={value}")]
+        self._launch(flags)
+        self._until_up(flags)
+
+    def _launch(self, flags: list[str]) -> None:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*self._as_user, str(self._programs / "postgres"), "-D", "data", *flags],
                 cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self.until_up()
 
-    def until_up(self, within_s: float = 20.0) -> None:
+    def _until_up(self, flags: list[str], within_s: float = 20.0) -> None:
         ends_at = time.monotonic() + within_s
         while True:
             try:
@@ -92,6 +95,8 @@ class Server:
             except psycopg.OperationalError as error:
                 assert time.monotonic() < ends_at, (error, (self.folder / "log").read_text()[-2000:])
                 time.sleep(0.02)
+                if self.process is not None and self.process.poll() is not None:
+                    self._launch(flags)  # A child of one that crashed had not noticed yet, and held the memory.
 
     def stop(self, number: int = signal.SIGINT) -> None:
         """End it: SIGINT hangs up on everybody, SIGKILL is a crash. Its children notice a crash by themselves."""
