@@ -22,7 +22,7 @@ demo: .venv/.stamp
 	@$(BIN)/nexus demo
 
 test: .venv/.stamp
-	@$(BIN)/python -m pytest -n 2 --dist loadscope
+	@$(BIN)/python -m pytest -n 3 --dist loadscope
 
 simulate: .venv/.stamp
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000)) $(if $(BUG),--bug $(BUG))
