@@ -112,8 +112,15 @@ def test_what_is_missing_is_named(policy: str, asked: list[str], missing: list[s
     assert result.exit_code == ExitCode.NOT_ALLOWED
     assert (told["allow"], told["granted_by"]) == (False, [])
     assert (told["missing"], told["roles_that_would"]) == (missing, would)
-    shown = nexus("policy", "explain", *asked, "--file", policy)
-    assert shown.exit_code == ExitCode.NOT_ALLOWED and shown.stdout.startswith("deny (")
+
+
+def test_an_explanation_is_shown_to_people_too(policy: str) -> None:
+    no = nexus("policy", "explain", "goal:read", "--role", "submitter", "--file", policy)
+    yes = nexus("policy", "explain", "goal:read", "--role", "viewer", "--file", policy)
+
+    assert (no.exit_code, yes.exit_code) == (ExitCode.NOT_ALLOWED, ExitCode.OK)
+    assert no.stdout.startswith("deny (no_role_grants_it)") and "would do   role viewer" in no.stdout
+    assert yes.stdout.startswith("allow (granted)") and "role viewer, which the token gives: goal:read" in yes.stdout
 
 
 def test_expectations_are_met_or_named(policy: str, tmp_path: Path) -> None:
@@ -207,9 +214,7 @@ def test_a_bundle_is_signed_and_asked_like_a_policy(
     key = ec.generate_private_key(ec.SECP256R1())
     pem = serialization.Encoding.PEM
     private.touch(0o600)
-    private.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
     public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
 
     made = nexus("policy", "bundle", "--out", str(out), "--signing-key", str(private), "--file", policy, "--json")

@@ -14,7 +14,7 @@ from tests.security.policy_generator import generated_policy, generated_requests
 from tests.support.opa import Opa
 
 _COMPARED = int(os.environ.get("POLICY_REQUESTS", "1000"))
-_POLICIES = 10
+_POLICIES = max(5, _COMPARED // 500)
 _SEED = 20_261_124
 Made = Callable[[Policy], PolicyEngine]
 
