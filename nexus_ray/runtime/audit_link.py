@@ -19,6 +19,7 @@ from nexus_ray.config import Settings
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.runtime.state import write_private
+from nexus_ray.runtime.wire import WireClient, register
 from nexus_ray.security.keys import load_or_create_issuer_key
 
 _TRIES = 40  # With the pauses below some 10 s: longer than a killed ledger process takes to be back.
@@ -26,6 +27,7 @@ _PAUSE_S = 0.25
 _SALT_BYTES = 32
 
 Call = Callable[..., Awaitable[Any]]
+register(Entry, Record)
 
 
 def audit_folder(settings: Settings) -> Path:
@@ -58,7 +60,6 @@ def open_audit_log(settings: Settings, name: str) -> "LinkedAuditLog":
     from nexus_ray.runtime.ledger_actor import ledger_socket
     from nexus_ray.runtime.names import LEDGER
     from nexus_ray.runtime.peer import Peer
-    from nexus_ray.runtime.wire import WireClient
 
     peer = Peer(LEDGER, functools.partial(WireClient.connect, ledger_socket(settings)))
 
