@@ -130,7 +130,7 @@ class FrontDoor:
 
         Raises:
             PermissionDeniedError: None of them is allowed.
-            UnavailableError: The ledger cannot write now; nothing was accepted.
+            UnavailableError: The ledger cannot write now, or nothing decides; nothing was accepted.
         """
         with observe("goal.submit_batch", traceparent=traceparent, log=True) as operation:
             built: list[Goal | NexusError] = []
@@ -138,7 +138,7 @@ class FrontDoor:
                 built.append(self._built(session, request, traceparent))
                 if len(built) % _BUILT_AT_ONCE == 0:
                     await asyncio.sleep(0)  # Others want the event loop too.
-            if built and isinstance(built[0], PermissionDeniedError) and len({type(one) for one in built}) == 1:
+            if {*map(type, built)} in ({PermissionDeniedError}, {UnavailableError}) and not isinstance(built[0], Goal):
                 raise built[0]
             goals = [goal for goal in built if isinstance(goal, Goal)]
             judged = await self._accept(session, goals)

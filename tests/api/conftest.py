@@ -25,6 +25,7 @@ from nexus_ray.runtime.log_ins import open_token_exchange
 from nexus_ray.security.authn import Authenticator
 from nexus_ray.security.authz import Authorizer, ensure_role_file, load_roles
 from nexus_ray.security.keys import KeySet, load_key_set, load_or_create_issuer_key
+from nexus_ray.security.policy import PolicyEngine
 from nexus_ray.security.settings import SecuritySettings
 from nexus_ray.security.throttle import ThrottleSettings
 from nexus_ray.security.tokens import TokenSettings, issue_token
@@ -124,6 +125,7 @@ def make_door(
     audit: AuditSettings | None = None,
     auditor: Auditor | None = None,
     security: SecuritySettings | None = None,
+    engine: PolicyEngine | None = None,
 ) -> Door:
     folder.mkdir(mode=0o700, exist_ok=True)
     load_or_create_issuer_key(folder)
@@ -135,7 +137,7 @@ def make_door(
         ledger=ledger or fleet.ledger,
         fleet=front_fleet or fleet,
         authenticator=Authenticator(keys or load_key_set(folder), TokenSettings(), clock, security=security),
-        authorizer=Authorizer(granted, engine=engine_of(granted)),
+        authorizer=Authorizer(granted, engine=engine or engine_of(granted)),
         clock=clock,
         settings=fleet.settings.goals,
         trace_folder=folder / "traces",

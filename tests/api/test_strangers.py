@@ -14,7 +14,7 @@ from nexus_ray.api.app import build_app
 from nexus_ray.api.gate import OPEN_PATHS
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.goals.goal import GoalQuery
-from nexus_ray.security.policy import ACTIONS
+from nexus_ray.security.policy import ACTIONS, Decision, PolicyRequest
 from tests.api.conftest import Door, is_problem, submit
 
 # The routes do not depend on what stands behind them, so they can be listed before there is anything.
@@ -35,6 +35,18 @@ STRANGERS: dict[str, list[tuple[bytes, bytes]]] = {
     "not ascii": [(b"authorization", "Bearer \u00fc".encode("latin-1"))],
     "long": [(b"authorization", b"Bearer " + b"x" * 10_000)],
 }
+
+
+class Away:
+    """A policy engine that never decides. Implements `PolicyEngine`."""
+
+    revision = "1"
+
+    def narrow(self, request: PolicyRequest) -> PolicyRequest:
+        return request
+
+    def decide(self, request: PolicyRequest) -> Decision:
+        return Decision(False, "engine_timeout", self.revision)
 
 
 def test_the_list_of_routes_is_not_empty() -> None:
@@ -196,13 +208,17 @@ async def test_a_route_needs_exactly_the_action_that_the_document_names(
     if path.endswith("/events"):  # So that the stream ends.
         async with first.client("operator") as client:
             await client.post(f"{place}/cancel")
-    async with door.client("only") as only, door.client("others") as others:
+    away = doors(engine=Away())
+    async with door.client("only") as only, door.client("others") as others, away.client("operator") as unsure:
         refused = await others.request(method, url, **body)
+        undecided = await unsure.request(method, url, **body)
         allowed = await only.request(method, url, **body)
 
     assert allowed.is_success, allowed.text
     if action:
         is_problem(refused, 403, "permission_denied")
+        is_problem(undecided, 503, "unavailable")
+        assert int(undecided.headers["retry-after"]) >= 1
     else:
         assert refused.is_success
 
