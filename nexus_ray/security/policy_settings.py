@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class PolicySettings(BaseModel):
@@ -30,6 +30,11 @@ class PolicySettings(BaseModel):
     """Key of that certificate, PEM."""
     opa_rest_s: float = Field(default=1.0, gt=0, le=60)
     """How long OPA is not asked after it failed, so that not every caller waits for it; doubled up to four times."""
+
+    @field_validator("bundle", "verification_key", "opa_ca", "opa_certificate", "opa_key")
+    @classmethod
+    def _in_full(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()  # Ray's processes stand in other folders.
 
     @model_validator(mode="after")
     def _fits(self) -> "PolicySettings":

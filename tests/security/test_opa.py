@@ -314,6 +314,12 @@ def test_settings_that_mean_nothing_safe_are_refused(wrong: dict[str, Any], name
     assert named in str(caught.value)
 
 
+def test_files_are_named_in_full_for_processes_that_stand_elsewhere() -> None:
+    settings = PolicySettings(bundle=Path("policy.tar.gz"), verification_key=Path("~/policy.pem"))
+
+    assert (settings.bundle, settings.verification_key) == (Path.cwd() / "policy.tar.gz", Path.home() / "policy.pem")
+
+
 def test_no_proxy_of_the_environment_is_asked(opa: Opa, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY"):
         monkeypatch.setitem(os.environ, name, "http://127.0.0.1:1")
