@@ -1,5 +1,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
+# Where it is set, each of the hundreds of processes of a run would compile what it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test simulate lint bench notebooks docs clean
 help:
