@@ -158,19 +158,26 @@ def facts(request: PolicyRequest, policy: Policy) -> dict[str, Any]:
     """
     held, grants = policy.document["held"], policy.document["grants"]
     shown: dict[str, None] = {}
-    found: dict[int, int] = {}
+    found: dict[int, dict[str, int]] = {}
     for key, form in _names(request, policy.lengths):
         for number in policy.holders.get(key, ()):
             grant = policy.numbers.get((held[number]["role"], request.action))
             if grant is None or held[number]["tenants"].keys().isdisjoint(("*", request.tenant)):
                 continue
             if grants[grant]["is_free"]:  # Nothing else can matter.
-                return _input(request, {form: None}, {grant: number}, is_free=True)
+                return _input(request, {form: None}, [{"held": number, "grant": grant}], is_free=True)
+            pattern = _first_match(request.resource, grants[grant]["resources"])
             # Another one that holds the same role here would be asked the same again.
-            if grant not in found:
-                found[grant] = number
+            if grant not in found and pattern is not None:
+                found[grant] = {"held": number, "grant": grant, "pattern": pattern}
                 shown[form] = None
-    return _input(request, shown, found, is_free=not found)
+    return _input(request, shown, list(found.values()), is_free=not found)
+
+
+def _first_match(resource: str, patterns: list[str]) -> int | None:
+    forms = (f"~{resource}", _exact(resource))
+    matching = (at for at, pattern in enumerate(patterns) if any(form.startswith(pattern) for form in forms))
+    return next(matching, None)
 
 
 def _names(request: PolicyRequest, lengths: tuple[int, ...]) -> list[tuple[str, str]]:
@@ -185,13 +192,13 @@ def _names(request: PolicyRequest, lengths: tuple[int, ...]) -> list[tuple[str, 
 
 
 def _input(
-    request: PolicyRequest, shown: dict[str, None], found: dict[int, int], *, is_free: bool
+    request: PolicyRequest, shown: dict[str, None], candidates: list[dict[str, int]], *, is_free: bool
 ) -> dict[str, Any]:  # fmt: skip
     told: dict[str, Any] = {
         "action": request.action,
         "tenant": request.tenant,
         "holders": list(shown),
-        "candidates": [{"held": number, "grant": grant} for grant, number in found.items()],
+        "candidates": candidates,
     }
     if not is_free:
         moment = time.gmtime(request.at)

@@ -98,8 +98,8 @@ def test_a_pointer_to_what_is_not_the_callers_grants_nothing() -> None:
     told = facts(asked, policy)
     whole = {**told, "source": "-", "weekday": "mon", "minute": 0, "resource": ["~report", "6=report"]}
     everything = [
-        {"held": held, "grant": grant}
-        for held in range(len(policy.document["held"])) for grant in range(len(policy.document["grants"]))
+        {"held": held, "grant": grant, "pattern": pattern} for held in range(len(policy.document["held"]))
+        for grant, one in enumerate(policy.document["grants"]) for pattern in range(len(one["resources"]))
     ]  # fmt: skip
     engine = RegoEngine(policy)
 
@@ -129,8 +129,9 @@ def test_what_is_not_pointed_at_would_have_granted_nothing() -> None:
                 "source": address_bits(asked.source), "weekday": time.strftime("%a", time.gmtime(asked.at)).lower(),
                 "minute": time.gmtime(asked.at).tm_hour * 60 + time.gmtime(asked.at).tm_min,
                 "candidates": [
-                    {"held": held, "grant": grant} for held in range(len(policy.document["held"]))
+                    {"held": held, "grant": grant, "pattern": pattern} for held in range(len(policy.document["held"]))
                     for grant, one in enumerate(policy.document["grants"]) if one["action"] == asked.action
+                    for pattern in range(len(one["resources"]))
                 ],
             }  # fmt: skip
             interpreter, bundle = engine._interpreter()

@@ -41,8 +41,8 @@ else := "granted" if {
 	startswith(holder, held.holder)
 	some tenant in ["*", input.tenant]
 	held.tenants[tenant] == true
+	pattern := grant.resources[candidate.pattern]
 	some resource in input.resource
-	some pattern in grant.resources
 	startswith(resource, pattern)
 	some network in grant.sources
 	startswith(input.source, network)
