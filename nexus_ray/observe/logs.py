@@ -71,10 +71,10 @@ def configure_logs(component: str, node: str, folder: Path | None) -> None:
 
 def mask_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace the values of keywords that name a secret, such as `token` or `client_secret`, also within objects."""
+    for key in _secret_ones(tuple(event)):
+        event[key] = _MASK
     for key, value in event.items():
-        if _is_secret(key):
-            event[key] = _MASK
-        elif isinstance(value, _NESTED):
+        if isinstance(value, _NESTED):
             event[key] = _masked(value, _DEPTH_MAX)
     return event
 
@@ -95,6 +95,11 @@ def _masked(value: Any, depth: int) -> Any:
 @functools.lru_cache(maxsize=1)
 def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+@functools.lru_cache(maxsize=1000)  # Events have the same keywords each time.
+def _secret_ones(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key in keys if _is_secret(key))
 
 
 @functools.lru_cache(maxsize=4096)  # Keywords are few; names within a caller's object may be many.
