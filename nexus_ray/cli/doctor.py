@@ -62,9 +62,9 @@ def examine() -> list[Check]:
         ("disk", lambda: [check_disk(folder)]),
         ("state", lambda: check_modes(folder)),
         ("keys", lambda: [check_keys(folder)]),
-        ("policy", lambda: [check_policy(folder)]),
         ("clock", lambda: [check_clock(time.time(), time.monotonic(), time.monotonic())]),
         ("fleet", lambda: [check_fleet(folder)]),
+        ("policy", lambda: [check_policy(folder)]),  # Last: its engine must not be loaded before anything loads ray.
     ]
     checks: list[Check] = []
     for name, look in looks:
