@@ -1,4 +1,4 @@
-"""The decision log: each decision is a line on disk before its caller goes on, and no line holds a secret."""
+"""The decision log: each decision is a line in the file before its caller goes on, and no line holds a secret."""
 
 import re
 from collections.abc import Iterator
