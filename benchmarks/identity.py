@@ -143,17 +143,17 @@ def decisions(settings: Settings, rounds: int, calls: int) -> list[Row]:
 
     remembering, deciding, binding = made(plain), made(plain), made(bound)
 
-    def ask(authorizer: Authorizer, session: Session, is_new: bool = True) -> _Call:
+    def ask(authorizer: Authorizer, session: Session) -> _Call:
         def call() -> None:
             # A decision is remembered for its session: another one has to be decided.
             one = Session(f"s{next(numbers)}", session.principal, session.issuer, session.roles, 9e9)
-            authorizer.authorize(one if is_new else session, "goal:submit", "fan_out")
+            authorizer.authorize(one, "goal:submit", "fan_out")
 
         return call
 
     remembered = in_turn({
-        "authorize: remembered, allowed": ask(remembering, _OPERATOR, is_new=False),
-        "authorize: remembered, denied": _refused(ask(remembering, _NOBODY, is_new=False)),
+        "authorize: remembered, allowed": lambda: remembering.authorize(_OPERATOR, "goal:submit", "fan_out"),
+        "authorize: remembered, denied": _refused(lambda: remembering.authorize(_NOBODY, "goal:submit", "fan_out")),
     }, rounds, calls)  # fmt: skip
     decided = in_turn({
         "authorize: decided by the default roles, allowed": ask(deciding, _OPERATOR),

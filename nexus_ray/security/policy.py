@@ -79,6 +79,8 @@ class Policy:
     document: dict[str, Any]
     holders: dict[str, list[int]]
     """By the form of a role, group, principal or pattern of principals: which entries of `held` are of it."""
+    names: frozenset[str]
+    """Roles and groups that mean something; others are not shown to an engine."""
     lengths: tuple[int, ...]
     """How long the patterns of principals are: only so many beginnings of a name are looked up."""
     numbers: dict[tuple[str, str], int]
@@ -97,7 +99,7 @@ class Policy:
         """Leave out of a request what this policy does not look at, so that it costs no look-up and no refusal."""
         return PolicyRequest(
             request.principal if self.has_principals else "",
-            tuple(role for role in request.roles if f"@{_exact(role)}" in self.holders),
+            tuple([role for role in request.roles if role in self.names]),
             request.tenant,
             request.action,
             request.resource if request.action in self.patterned else "",
@@ -143,6 +145,7 @@ def parse_policy(table: Mapping[str, Any]) -> Policy:
         grants,
         {**document, "revision": digest[:16]},
         holders,
+        frozenset(holder[1:].partition("=")[2] for holder in holders if holder[0] == "@"),
         tuple(sorted({len(holder) - 1 for holder in holders if holder[0] == "~"})),
         {(rule["role"], rule["action"]): number for number, rule in enumerate(rules)},
         frozenset(rule["action"] for rule in rules if rule["resources"] != ["~"]),
