@@ -165,22 +165,33 @@ def facts(request: PolicyRequest, policy: Policy) -> dict[str, Any]:
     for key, form in _names(request, policy.lengths):
         for number in policy.holders.get(key, ()):
             grant = policy.numbers.get((held[number]["role"], request.action))
-            if grant is None or held[number]["tenants"].keys().isdisjoint(("*", request.tenant)):
+            tenant = next((at for at, name in enumerate(_tenants(request)) if name in held[number]["tenants"]), None)
+            if grant is None or tenant is None:
                 continue
+            pointer = {"held": number, "grant": grant, "tenant": tenant}
             if grants[grant]["is_free"]:  # Nothing else can matter.
-                return _input(request, {form: None}, [{"held": number, "grant": grant}], is_free=True)
-            pattern = _first_match(request.resource, grants[grant]["resources"])
+                return _input(request, {form: None}, [pointer], is_free=True)
+            fitting = _fitting(request.resource, grants[grant]["resources"])
             # Another one that holds the same role here would be asked the same again.
-            if grant not in found and pattern is not None:
-                found[grant] = {"held": number, "grant": grant, "pattern": pattern}
+            if grant not in found and fitting is not None:
+                found[grant] = {**pointer, "form": fitting[0], "pattern": fitting[1]}
                 shown[form] = None
     return _input(request, shown, list(found.values()), is_free=not found)
 
 
-def _first_match(resource: str, patterns: list[str]) -> int | None:
-    forms = (f"~{resource}", _exact(resource))
-    matching = (at for at, pattern in enumerate(patterns) if any(form.startswith(pattern) for form in forms))
-    return next(matching, None)
+def _tenants(request: PolicyRequest) -> list[str]:
+    return ["*", request.tenant]
+
+
+def _resource(text: str) -> list[str]:
+    return [f"~{text}", _exact(text)]
+
+
+def _fitting(resource: str, patterns: list[str]) -> tuple[int, int] | None:
+    """Return which form of a resource fits which pattern."""
+    forms = _resource(resource)
+    pairs = ((form, at) for at, pattern in enumerate(patterns) for form in (0, 1) if forms[form].startswith(pattern))
+    return next(pairs, None)
 
 
 def _names(request: PolicyRequest, lengths: tuple[int, ...]) -> list[tuple[str, str]]:
@@ -199,13 +210,13 @@ def _input(
 ) -> dict[str, Any]:  # fmt: skip
     told: dict[str, Any] = {
         "action": request.action,
-        "tenant": request.tenant,
+        "tenants": _tenants(request),
         "holders": list(shown),
         "candidates": candidates,
     }
     if not is_free:
         moment = time.gmtime(request.at)
-        told["resource"] = [f"~{request.resource}", _exact(request.resource)]
+        told["resource"] = _resource(request.resource)
         told["source"] = address_bits(request.source)
         told["weekday"] = _WEEKDAYS[moment.tm_wday]
         told["minute"] = moment.tm_hour * 60 + moment.tm_min

@@ -16,6 +16,7 @@ from nexus_ray.security.policy import (
     ACTIONS,
     NO_ROLE,
     Decision,
+    Policy,
     PolicyRequest,
     address_bits,
     facts,
@@ -92,19 +93,28 @@ def test_only_the_word_of_a_yes_is_a_yes(answer: str) -> None:
     assert (decision.is_allowed, decision.reason) == (False, "engine_undefined")
 
 
+def pointers(policy: Policy, action: str) -> list[dict[str, int]]:
+    """Return every pointer that there can be to what the policy says of an action."""
+    return [
+        {"held": held, "grant": grant, "tenant": tenant, "form": form, "pattern": pattern}
+        for held in range(len(policy.document["held"])) for grant, one in enumerate(policy.document["grants"])
+        if one["action"] == action for tenant in (0, 1) for form in (0, 1) for pattern in range(len(one["resources"]))
+    ]  # fmt: skip
+
+
 def test_a_pointer_to_what_is_not_the_callers_grants_nothing() -> None:
     policy = parse_policy(POLICY)
     asked = PolicyRequest("bob", ("viewer", "night"), "main", "goal:submit", "report", at=0.0)
     told = facts(asked, policy)
     whole = {**told, "source": "-", "weekday": "mon", "minute": 0, "resource": ["~report", "6=report"]}
-    everything = [
-        {"held": held, "grant": grant, "pattern": pattern} for held in range(len(policy.document["held"]))
-        for grant, one in enumerate(policy.document["grants"]) for pattern in range(len(one["resources"]))
-    ]  # fmt: skip
+    everything = pointers(policy, "goal:submit") + pointers(policy, "goal:read")
     engine = RegoEngine(policy)
 
     for holders in (told["holders"], ["@6=viewer", "@5=night", "~bob", "3=bob"]):
-        for candidates in (everything, [{"held": -1, "grant": 0}, {"held": 10**9, "grant": 10**9}, {}, {"held": "0"}]):
+        for candidates in (
+            everything,
+            [{"held": -1, "grant": 0}, {"held": 10**9, "grant": 10**9}, {}, {"held": "0"}, {"tenant": 7}],
+        ):
             interpreter, bundle = engine._interpreter()
             interpreter.set_input({**whole, "holders": holders, "candidates": candidates})
             answer = str(interpreter.query_bundle_entrypoint(bundle, ENTRYPOINT))
@@ -128,11 +138,7 @@ def test_what_is_not_pointed_at_would_have_granted_nothing() -> None:
                 "resource": [f"~{asked.resource}", f"{len(asked.resource)}={asked.resource}"],
                 "source": address_bits(asked.source), "weekday": time.strftime("%a", time.gmtime(asked.at)).lower(),
                 "minute": time.gmtime(asked.at).tm_hour * 60 + time.gmtime(asked.at).tm_min,
-                "candidates": [
-                    {"held": held, "grant": grant, "pattern": pattern} for held in range(len(policy.document["held"]))
-                    for grant, one in enumerate(policy.document["grants"]) if one["action"] == asked.action
-                    for pattern in range(len(one["resources"]))
-                ],
+                "candidates": pointers(policy, asked.action),
             }  # fmt: skip
             interpreter, bundle = engine._interpreter()
             interpreter.set_input(everything)
