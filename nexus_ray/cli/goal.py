@@ -122,7 +122,7 @@ def list_goals(
     as_json: AsJson = False,
 ) -> None:
     """List goals, newest first."""
-    from nexus_ray.goals.goal import GoalStatus
+    from nexus_ray.ledger.goal import GoalStatus
     from nexus_ray.runtime.client import connect
 
     known = [member.value for member in GoalStatus]
@@ -190,8 +190,8 @@ def _refuse_constant(name: str) -> NoReturn:
 def _watch(goal: "GoalHandle", as_json: bool, is_own: bool) -> NoReturn:
     from nexus_ray.cli.watch import follow
 
-    say(f"watching {goal.id}")
     try:
+        say(f"watching {goal.id}")  # Whoever reads this may press Ctrl-C at once.
         follow(goal)
     except KeyboardInterrupt:
         if is_own:
