@@ -115,7 +115,12 @@ def test_a_driver_inside_the_cluster_gets_its_outcomes_though_a_host_is_killed(
         [BIN / "ray", "job", "submit", "--working-dir", tmp_path, "--", "python", "inside.py"],
         env=rays_environment(fleet), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    until(lambda: len(connection.goals(status="running", type="count_then_sleep")) == 6, within_s=100)
+
+    def all_run() -> bool:
+        assert job.poll() is None, job.communicate()[0]
+        return len(connection.goals(status="running", type="count_then_sleep")) == 6
+
+    until(all_run, within_s=100)
 
     fleet.host_process(connection.hosts()[0]["host"]).kill()
 
