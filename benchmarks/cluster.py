@@ -19,7 +19,7 @@ import psutil
 from benchmarks.job import TASKS, TEXT
 from benchmarks.sampling import Round, closed_loop
 from nexus_ray.config import Settings, load
-from nexus_ray.goals.goal import GoalStatus, Outcome
+from nexus_ray.ledger.goal import GoalStatus, Outcome
 
 APP = "benchmarks.fleet:app"
 

@@ -29,8 +29,8 @@ from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.goal import Goal, GoalQuery, GoalRecord
 from nexus_ray.goals.spec import Specs
+from nexus_ray.ledger.goal import Goal, GoalQuery, GoalRecord
 from nexus_ray.runtime.audit_link import here, load_salt, open_audit_file, open_audit_log
 from nexus_ray.runtime.boot import configure_process, settle_down
 from nexus_ray.runtime.front import FrontDoor

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_postgres import PostgresLedger
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.postgres import PostgresLedger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from tests.support.postgres import Server
 from tests.support.records import a_finish, a_goal, a_step
 

@@ -27,9 +27,9 @@ from nexus_ray.core.clock import SystemClock
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.ledger_memory import MemoryLedger
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.memory import MemoryLedger
+from nexus_ray.ledger.ports import Ledger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from nexus_ray.runtime.audit_link import here, load_salt, open_audit_file
 from nexus_ray.runtime.boot import configure_process
 from nexus_ray.runtime.direct import DirectDoor

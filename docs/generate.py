@@ -23,7 +23,7 @@ from nexus_ray.cli.entry import app as verbs
 from nexus_ray.cli.exits import ExitCode, error_exit_code, status_exit_code
 from nexus_ray.config import OTHER_VARIABLES, RuntimeSettings, Settings
 from nexus_ray.core.errors import error_classes
-from nexus_ray.goals.goal import GoalStatus
+from nexus_ray.ledger.goal import GoalStatus
 from nexus_ray.observe.catalogue import METRICS
 from nexus_ray.security.authz import ensure_role_file, load_roles
 from nexus_ray.security.policy import ACTIONS

@@ -19,8 +19,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from nexus_ray.agents.runner import RunnerSettings
 from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.core.errors import InvalidArgumentError
-from nexus_ray.goals.ledger_limits import LedgerSettings
 from nexus_ray.goals.limits import CoordinatorSettings
+from nexus_ray.ledger.limits import LedgerSettings
 from nexus_ray.observe.operation import ObserveSettings
 from nexus_ray.security.revocation import RevocationSettings
 from nexus_ray.security.settings import SecuritySettings

@@ -47,8 +47,8 @@ from nexus_ray.api.tokens import token_routes
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus
-from nexus_ray.goals.ledger import Acceptance
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus
+from nexus_ray.ledger.ports import Acceptance
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.throttle import ThrottleSettings

@@ -22,7 +22,7 @@ from nexus_ray.api.submission import check_media_type, preferred_wait_s, read_li
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.ledger import Acceptance
+from nexus_ray.ledger.ports import Acceptance
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.runtime.intake import SubmitRequest

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from nexus_ray.goals.goal import Entry, EntryKind, GoalRecord, GoalStatus
+from nexus_ray.ledger.goal import Entry, EntryKind, GoalRecord, GoalStatus
 
 GOAL_ID = "goal-01KAV9Q4M3T8XH2D5R7C6B1NPE"
 _AT = "2026-01-31T12:00:00.000Z"

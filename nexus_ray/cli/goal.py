@@ -122,7 +122,7 @@ def list_goals(
     as_json: AsJson = False,
 ) -> None:
     """List goals, newest first."""
-    from nexus_ray.goals.goal import GoalStatus
+    from nexus_ray.ledger.goal import GoalStatus
     from nexus_ray.runtime.client import connect
 
     known = [member.value for member in GoalStatus]

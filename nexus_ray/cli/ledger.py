@@ -10,7 +10,7 @@ from nexus_ray.cli.exits import Verbs
 from nexus_ray.cli.show import plain, print_json, print_rich, say, table
 
 if TYPE_CHECKING:
-    from nexus_ray.goals.ledger_status import LedgerStatus
+    from nexus_ray.ledger.status import LedgerStatus
 
 verbs = typer.Typer(cls=Verbs, no_args_is_help=True, help="Look at the ledger and keep it safe.")
 _CONFIG = typer.Option(help="Settings file, TOML.")
@@ -55,7 +55,7 @@ def migrate(
         told = "the embedded ledger is made by `nexus up`: there is nothing to migrate"
     else:
         need_postgres()
-        from nexus_ray.goals.ledger_postgres_migrate import migrate as carry_out
+        from nexus_ray.ledger.postgres_migrate import migrate as carry_out
 
         before, after = carry_out(settings)
         told = f"schema {after}: nothing to do" if before == after else f"from schema {before} to {after}"
@@ -78,11 +78,11 @@ def _status(config: Path | None) -> "LedgerStatus":
 
     settings = load(config)
     if not settings.ledger.url:
-        from nexus_ray.goals.ledger_status import sqlite_status
+        from nexus_ray.ledger.status import sqlite_status
 
         return sqlite_status(ledger_path(settings))
     need_postgres()
-    from nexus_ray.goals.ledger_postgres_migrate import postgres_status
+    from nexus_ray.ledger.postgres_migrate import postgres_status
 
     return postgres_status(settings.ledger)
 

@@ -15,7 +15,7 @@ from nexus_ray.cli.exits import ExitCode
 from nexus_ray.cli.show import plain, print_json, say
 
 if TYPE_CHECKING:
-    from nexus_ray.goals.ledger_check import Report
+    from nexus_ray.ledger.check import Report
 
 Config = Annotated[Path | None, typer.Option(help="Settings file, TOML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -28,8 +28,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every record of the ledger, or of a backup: sums, numbers, and what belongs together."""
-    from nexus_ray.goals.ledger_archive import look_through
-    from nexus_ray.goals.ledger_archive import verify as look
+    from nexus_ray.ledger.archive import look_through
+    from nexus_ray.ledger.archive import verify as look
 
     with _counting() as progress:
         if file is not None:
@@ -57,7 +57,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write the ledger as it is now into a new file, checked while it is read; the fleet goes on meanwhile."""
-    from nexus_ray.goals.ledger_archive import backup as carry_out
+    from nexus_ray.ledger.archive import backup as carry_out
 
     with _reading(config) as tables, _counting() as progress:
         report = carry_out(tables, file, progress)
@@ -75,8 +75,8 @@ def restore(
     migrated before.
     """
     from nexus_ray.config import load
-    from nexus_ray.goals.ledger_archive import restore as carry_out
-    from nexus_ray.goals.ledger_tables import writing
+    from nexus_ray.ledger.archive import restore as carry_out
+    from nexus_ray.ledger.tables import writing
     from nexus_ray.runtime.which_ledger import ledger_path, need_postgres
 
     settings = load(config)
@@ -94,8 +94,8 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="It is JSON in any case, a line for each record.")] = False,
 ) -> None:
     """Print the ledger as lines of JSON, a line for each record, for other tools."""
-    from nexus_ray.goals.ledger_archive import lines
-    from nexus_ray.goals.ledger_check import Check
+    from nexus_ray.ledger.archive import lines
+    from nexus_ray.ledger.check import Check
 
     with _reading(config) as tables:
         for line in lines(tables, Check(tables.head()[0])):
@@ -123,7 +123,7 @@ def _told(report: "Report") -> str:
 @contextlib.contextmanager
 def _reading(config: Path | None) -> Iterator[Any]:
     from nexus_ray.config import load
-    from nexus_ray.goals.ledger_tables import reading
+    from nexus_ray.ledger.tables import reading
     from nexus_ray.runtime.which_ledger import ledger_path, need_postgres
 
     settings = load(config)

@@ -1,4 +1,5 @@
-"""Goals: what is wanted, the journal of what happened to it, and the coordinator that runs it to one outcome.
+"""Goals: what is wanted, how a function coordinates agents for it, and the coordinator that runs it to one outcome.
 
-Law: journal, then state, then effect. Knows no host, no Ray and no HTTP.
+Law: a goal's function runs only while its host holds the goal on record, and what it asked stands in the journal. Knows
+no host, no Ray and no HTTP.
 """

@@ -11,9 +11,7 @@ from contextlib import closing
 from nexus_ray.agents.task import Failure
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
-from nexus_ray.goals.goal import Claim, Finish, Goal, GoalRecord, GoalStatus, Outcome, Release, RequestCancel
 from nexus_ray.goals.held import Held
-from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.machine import (
     Answered,
@@ -39,6 +37,8 @@ from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.step import failure_of
 from nexus_ray.goals.stream import WriteStream
 from nexus_ray.goals.team import Team
+from nexus_ray.ledger.goal import Claim, Finish, Goal, GoalRecord, GoalStatus, Outcome, Release, RequestCancel
+from nexus_ray.ledger.ports import Acceptance, Ledger
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.observe.operation import observe

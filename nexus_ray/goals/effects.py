@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Callable
 
 from nexus_ray.core.clock import Clock
-from nexus_ray.goals.goal import EntryKind, Step
-from nexus_ray.goals.ledger import Ledger, answer_key
+from nexus_ray.ledger.goal import EntryKind, Step
+from nexus_ray.ledger.ports import Ledger, answer_key
 
 
 class EffectRecord:

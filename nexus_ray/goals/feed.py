@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError
-from nexus_ray.goals.ledger import Ledger
+from nexus_ray.ledger.ports import Ledger
 from nexus_ray.observe.logs import get_logger
 
 log = get_logger("goals.feed")

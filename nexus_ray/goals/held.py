@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.deadline import Countdown
-from nexus_ray.goals.goal import Goal, Outcome
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.machine import DeadlinePassed, Event, GoalMachine, StopOverdue
 from nexus_ray.goals.run import GoalRun
 from nexus_ray.goals.team import Team
+from nexus_ray.ledger.goal import Goal, Outcome
 
 
 class Held:

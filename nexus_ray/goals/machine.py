@@ -8,7 +8,7 @@ and a function that does not end in time after it was told to stop is left behin
 from dataclasses import dataclass
 
 from nexus_ray.agents.task import Failure
-from nexus_ray.goals.goal import GoalStatus, Outcome
+from nexus_ray.ledger.goal import GoalStatus, Outcome
 
 
 @dataclass(frozen=True, slots=True)

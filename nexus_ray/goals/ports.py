@@ -7,9 +7,9 @@ from nexus_ray.agents.promise import Promise
 from nexus_ray.agents.spec import AgentSpec
 from nexus_ray.agents.task import TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
-from nexus_ray.goals.goal import Entry, EntryKind, Goal
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.spec import GoalFunction, GoalSpec
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal
 
 
 class Dispatcher(Protocol):

@@ -19,8 +19,8 @@ from nexus_ray.core.errors import (
     PermissionDeniedError,
 )
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import Entry, EntryKind, GoalRecord, Step
-from nexus_ray.goals.ledger import Ledger, answer_key
+from nexus_ray.ledger.goal import Entry, EntryKind, GoalRecord, Step
+from nexus_ray.ledger.ports import Ledger, answer_key
 
 TEXT_CHARACTERS_MAX = 4000  # A screen of text; what is to be read at length is linked to.
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,100}\Z")

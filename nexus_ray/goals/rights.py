@@ -17,7 +17,7 @@ from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.context import CallContext, ContextSeal, Headers, what_is_sealed
 from nexus_ray.core.errors import PermissionDeniedError, UnavailableError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import Goal
+from nexus_ray.ledger.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 

@@ -12,11 +12,11 @@ from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import ResourceExhaustedError, UnavailableError
 from nexus_ray.core.ids import digest
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, Note, Outcome, Step
-from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.machine import GoalMachine
 from nexus_ray.goals.spec import GoalFunction, GoalSpec
 from nexus_ray.goals.step import step_body, step_result
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal, Note, Outcome, Step
+from nexus_ray.ledger.ports import Ledger
 
 if TYPE_CHECKING:
     from nexus_ray.goals.coordinator import Coordinator

@@ -17,11 +17,11 @@ from nexus_ray.agents.schema import dump_json, load_json
 from nexus_ray.agents.task import TaskResult
 from nexus_ray.core.errors import EffectUnknownError, InvalidArgumentError, NexusError, SagaFailedError
 from nexus_ray.core.ids import digest
-from nexus_ray.goals.goal import EntryKind
 from nexus_ray.goals.ports import Run
 from nexus_ray.goals.step import step_body
 from nexus_ray.goals.strategies import Call
 from nexus_ray.goals.waiting import record_once
+from nexus_ray.ledger.goal import EntryKind
 from nexus_ray.observe.logs import get_logger
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.effects import EffectRecord
-from nexus_ray.goals.goal import Goal, Step, Write
-from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.step import step_body
+from nexus_ray.ledger.goal import Goal, Step, Write
+from nexus_ray.ledger.ports import Acceptance, Ledger
 from nexus_ray.observe.logs import get_logger
 
 log = get_logger("goals.stream")

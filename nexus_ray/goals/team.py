@@ -21,7 +21,6 @@ from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError,
 from nexus_ray.core.identity import AgentId, check_key
 from nexus_ray.goals import strategies
 from nexus_ray.goals.asking import Asked, settle, task_failed
-from nexus_ray.goals.goal import EntryKind
 from nexus_ray.goals.ports import Run
 from nexus_ray.goals.questions import Approval, question_key
 from nexus_ray.goals.saga import SagaStep, saga
@@ -29,6 +28,7 @@ from nexus_ray.goals.spec import GoalFunction
 from nexus_ray.goals.step import StepKeys
 from nexus_ray.goals.strategies import Call
 from nexus_ray.goals.waiting import approval, is_answered, is_due, sleep_until
+from nexus_ray.ledger.goal import EntryKind
 
 T = TypeVar("T")
 

@@ -11,10 +11,10 @@ import orjson
 from nexus_ray.agents.schema import load_json
 from nexus_ray.core.deadline import Countdown
 from nexus_ray.core.errors import DeadlineExceededError, InvalidArgumentError, UnavailableError
-from nexus_ray.goals.goal import Entry, EntryKind
-from nexus_ray.goals.ledger import answer_key
 from nexus_ray.goals.ports import Run
 from nexus_ray.goals.questions import EXPIRED_BODY, Approval, approval_of, asked_body, question_of
+from nexus_ray.ledger.goal import Entry, EntryKind
+from nexus_ray.ledger.ports import answer_key
 
 _LOOK_FIRST_S = 0.5
 _LOOK_FACTOR = 1.5  # To the longest pause within half a minute: most people are slower than that.

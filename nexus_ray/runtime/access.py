@@ -22,9 +22,9 @@ from nexus_ray.core.errors import (
     UnauthenticatedError,
 )
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import GoalQuery, GoalStatus, RequestCancel
-from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.marks import Mark
+from nexus_ray.ledger.goal import GoalQuery, GoalStatus, RequestCancel
+from nexus_ray.ledger.marks import Mark
+from nexus_ray.ledger.ports import Ledger
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.observe.operation import observe
 from nexus_ray.runtime.audited import AuditedAuthorizer, Mending

@@ -10,8 +10,8 @@ import orjson
 from nexus_ray.agents.state import read_state
 from nexus_ray.core.errors import DataLossError, NotFoundError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.spec import Specs
+from nexus_ray.ledger.ports import Ledger
 
 
 async def agent_record(specs: Specs, ledger: Ledger, agent: AgentId, tenant: str) -> dict[str, Any]:

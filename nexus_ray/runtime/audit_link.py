@@ -101,7 +101,7 @@ def here(open_log: Callable[[], Awaitable[DatabaseAuditLog]]) -> "LinkedAuditLog
 
 async def _open_in_postgres(settings: Settings, name: str) -> DatabaseAuditLog:
     from nexus_ray.audit.postgres import PostgresDatabase
-    from nexus_ray.goals.ledger_postgres_link import parameters
+    from nexus_ray.ledger.postgres_link import parameters
 
     given = parameters(settings.ledger, f"{name} audit")
     return await _open(settings, lambda: PostgresDatabase(given))

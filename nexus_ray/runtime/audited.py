@@ -17,8 +17,8 @@ from nexus_ray.audit.record import Entry, Kind
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import NexusError, PermissionDeniedError, UnauthenticatedError, UnavailableError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import Goal, GoalQuery
-from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.ledger.goal import Goal, GoalQuery
+from nexus_ray.ledger.ports import Acceptance, Ledger
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.observe.traces import trace_id_of
 from nexus_ray.runtime.intake import Verdict

@@ -17,7 +17,7 @@ from nexus_ray.audit.auditor import Auditor, Scene, arrive
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import NexusError, UnavailableError, error_classes
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.goal import Goal, Outcome
+from nexus_ray.ledger.goal import Goal, Outcome
 from nexus_ray.observe.operation import observe
 from nexus_ray.runtime.access import Access
 from nexus_ray.runtime.audited import AuditedAuthorizer, accept_audited, strangers_noted

@@ -22,7 +22,7 @@ from nexus_ray.core.errors import (
     NotFoundError,
     UnavailableError,
 )
-from nexus_ray.goals.ledger import Ledger
+from nexus_ray.ledger.ports import Ledger
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.placement import Member, Membership, Slot

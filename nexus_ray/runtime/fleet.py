@@ -12,7 +12,7 @@ import ray
 
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import NexusError, UnavailableError
-from nexus_ray.goals.goal import Goal, GoalRecord
+from nexus_ray.ledger.goal import Goal, GoalRecord
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.directory_actor import DirectoryActor
 from nexus_ray.runtime.follow import drain_hosts, follow_membership, watch_membership

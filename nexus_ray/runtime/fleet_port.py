@@ -6,7 +6,7 @@ Law: goals are on disk before anything is asked here, so whatever is only asked 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from nexus_ray.goals.goal import Goal, GoalRecord
+from nexus_ray.ledger.goal import Goal, GoalRecord
 
 
 class Fleet(Protocol):

@@ -24,11 +24,11 @@ from nexus_ray.core.errors import (
 )
 from nexus_ray.core.identity import MAIN_TENANT, AgentId, Session
 from nexus_ray.goals.feed import ChangeFeed, News
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
-from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.questions import Approval, Question, answer_question, question_of
 from nexus_ray.goals.spec import Specs
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, RequestCancel
+from nexus_ray.ledger.ports import Acceptance, Ledger
 from nexus_ray.observe import metrics
 from nexus_ray.observe.operation import flush, observe
 from nexus_ray.observe.traces import read_trace, trace_id_of

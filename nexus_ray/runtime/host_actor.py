@@ -14,8 +14,8 @@ import ray.util
 from nexus_ray.app import load_app
 from nexus_ray.config import Settings
 from nexus_ray.core.clock import SystemClock
-from nexus_ray.goals.goal import Goal
 from nexus_ray.goals.rights import Rights
+from nexus_ray.ledger.goal import Goal
 from nexus_ray.runtime.audit_link import open_auditor
 from nexus_ray.runtime.audited import AuditedAuthorizer
 from nexus_ray.runtime.boot import configure_process, node_name, settle_down

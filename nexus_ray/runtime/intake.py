@@ -17,10 +17,10 @@ from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import InvalidArgumentError, NexusError, NotFoundError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.goal import Goal
-from nexus_ray.goals.ledger import Acceptance, Ledger
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.spec import Specs
+from nexus_ray.ledger.goal import Goal
+from nexus_ray.ledger.ports import Acceptance, Ledger
 
 _IDEMPOTENCY_KEY_CHARACTERS_MAX = 200
 _CALL_GOALS_MAX = 1000  # A transaction of some 10 ms; above that, latency grows and throughput does not.

@@ -14,10 +14,10 @@ from nexus_ray.audit.log import DatabaseAuditLog
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
-from nexus_ray.goals.marks import Mark
+from nexus_ray.ledger.goal import Entry, Goal, GoalQuery, GoalRecord, Write
+from nexus_ray.ledger.marks import Mark
+from nexus_ray.ledger.ports import Acceptance
+from nexus_ray.ledger.sqlite import SqliteLedger
 from nexus_ray.runtime.audit_link import open_audit_file
 from nexus_ray.runtime.boot import configure_process, settle_down
 from nexus_ray.runtime.names import LEDGER

@@ -10,8 +10,8 @@ from nexus_ray.config import Settings
 from nexus_ray.core.clock import Clock
 from nexus_ray.core.errors import FailedPreconditionError, UnauthenticatedError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.marks import Mark
+from nexus_ray.ledger.marks import Mark
+from nexus_ray.ledger.ports import Ledger
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.security.exchange import Exchange
 from nexus_ray.security.keys import FolderKey

@@ -16,7 +16,7 @@ from nexus_ray.agents.runner import AgentRunner
 from nexus_ray.agents.task import TaskOrder, TaskResult
 from nexus_ray.core.errors import NexusError, ResourceExhaustedError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Goal
+from nexus_ray.ledger.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.beside import Beside

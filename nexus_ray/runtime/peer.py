@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from nexus_ray.core.errors import UnavailableError
-from nexus_ray.goals.goal import Goal
+from nexus_ray.ledger.goal import Goal
 from nexus_ray.observe import metrics
 from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.names import NAMESPACE

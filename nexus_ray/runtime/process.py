@@ -19,11 +19,11 @@ from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals.coordinator import Coordinator
-from nexus_ray.goals.goal import Goal
-from nexus_ray.goals.ledger import Ledger
 from nexus_ray.goals.rights import Rights
 from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.stream import WriteStream
+from nexus_ray.ledger.goal import Goal
+from nexus_ray.ledger.ports import Ledger
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 from nexus_ray.runtime.beside import Beside, Pulse

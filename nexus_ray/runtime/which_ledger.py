@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import FailedPreconditionError, NexusError
-from nexus_ray.goals.ledger import Ledger
+from nexus_ray.ledger.ports import Ledger
 
 
 def open_ledger(settings: Settings, name: str) -> Ledger:
@@ -25,7 +25,7 @@ def open_ledger(settings: Settings, name: str) -> Ledger:
         from nexus_ray.runtime.ledger_actor import RayLedger
 
         return RayLedger(settings)
-    from nexus_ray.goals.ledger_postgres import PostgresLedger
+    from nexus_ray.ledger.postgres import PostgresLedger
 
     return PostgresLedger(settings.ledger, name)
 
@@ -66,7 +66,7 @@ def ledger_path(settings: Settings) -> Path:
 
 
 async def _open_and_close(settings: Settings, releases: bool = False) -> None:
-    from nexus_ray.goals.ledger_postgres import PostgresLedger
+    from nexus_ray.ledger.postgres import PostgresLedger
 
     ledger = await PostgresLedger.open(settings.ledger, "nexus up")
     try:

@@ -26,8 +26,8 @@ from typing import Any, cast
 from nexus_ray.agents.task import AgentState, Failure, TaskOrder, TaskResult
 from nexus_ray.core.errors import InternalError, NexusError, ResourceExhaustedError, UnavailableError, error_classes
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Claim, Finish, Goal, Note, Outcome, Release, RequestCancel, Step
-from nexus_ray.goals.ledger import Acceptance
+from nexus_ray.ledger.goal import Claim, Finish, Goal, Note, Outcome, Release, RequestCancel, Step
+from nexus_ray.ledger.ports import Acceptance
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 

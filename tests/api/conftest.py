@@ -17,9 +17,9 @@ from nexus_ray.audit.auditor import Auditor
 from nexus_ray.audit.limits import AuditSettings
 from nexus_ray.config import RuntimeSettings, Settings
 from nexus_ray.core.clock import SystemClock
-from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
 from nexus_ray.goals.spec import Specs
+from nexus_ray.ledger.ports import Ledger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from nexus_ray.runtime.front import FrontDoor
 from nexus_ray.runtime.log_ins import open_token_exchange
 from nexus_ray.security.authn import Authenticator

@@ -12,8 +12,8 @@ import pytest
 from nexus_ray.core.clock import ManualClock, SystemClock
 from nexus_ray.core.errors import UnauthenticatedError, UnavailableError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.ledger_memory import MemoryLedger
-from nexus_ray.goals.marks import Mark
+from nexus_ray.ledger.marks import Mark
+from nexus_ray.ledger.memory import MemoryLedger
 from nexus_ray.security.revocation import Revocations, RevocationSettings
 from nexus_ray.security.throttle import ThrottleSettings
 from tests.api.conftest import Door, is_problem, submit

@@ -6,7 +6,7 @@ import pytest
 from nexus_ray.agents.task import AgentState
 from nexus_ray.api.agents import AgentRecordAnswer
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Step
+from nexus_ray.ledger.goal import Step
 from tests.api.conftest import Door, is_problem
 from tests.support.records import a_goal
 

@@ -11,8 +11,8 @@ import pytest
 from nexus_ray.api.limits import SECURITY_HEADERS
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.core.errors import DataLossError, FencedError, UnavailableError
-from nexus_ray.goals.goal import GoalQuery
-from nexus_ray.goals.ledger import Ledger
+from nexus_ray.ledger.goal import GoalQuery
+from nexus_ray.ledger.ports import Ledger
 from nexus_ray.security.keys import KeySet
 from tests.api.conftest import Door, is_problem, submit
 from tests.support.in_process import InProcessFleet

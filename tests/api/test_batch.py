@@ -12,8 +12,8 @@ from nexus_ray.api.schemas import GoalAnswer, Problem
 from nexus_ray.config import RuntimeSettings
 from nexus_ray.core.errors import PermissionDeniedError, UnavailableError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import Goal, GoalQuery
-from nexus_ray.goals.ledger import Acceptance, Ledger
+from nexus_ray.ledger.goal import Goal, GoalQuery
+from nexus_ray.ledger.ports import Acceptance, Ledger
 from nexus_ray.security.authz import Authorizer
 from tests.api.conftest import Door, is_problem
 from tests.support.in_process import InProcessFleet

@@ -8,7 +8,7 @@ import pytest
 
 from nexus_ray.api.schemas import GoalAnswer, GoalsAnswer, GoalTypesAnswer, JournalAnswer
 from nexus_ray.config import RuntimeSettings
-from nexus_ray.goals.goal import GoalQuery
+from nexus_ray.ledger.goal import GoalQuery
 from nexus_ray.observe.traces import is_traceparent
 from tests.api.conftest import Door, is_problem, submit
 

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from nexus_ray.api.app import build_app
 from nexus_ray.api.gate import OPEN_PATHS
 from nexus_ray.config import RuntimeSettings
-from nexus_ray.goals.goal import GoalQuery
+from nexus_ray.ledger.goal import GoalQuery
 from nexus_ray.security.policy import ACTIONS, Decision, PolicyRequest
 from tests.api.conftest import Door, is_problem, submit
 

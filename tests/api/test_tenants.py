@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from nexus_ray.core.identity import AgentId, Session
-from nexus_ray.goals.goal import GoalQuery
+from nexus_ray.ledger.goal import GoalQuery
 from nexus_ray.runtime.intake import SubmitRequest
 from tests.api.conftest import Door, is_problem
 

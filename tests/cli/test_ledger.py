@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nexus_ray.cli.exits import ExitCode
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from tests.cli.support import nexus, printed
 from tests.support.records import a_finish, a_goal, a_step
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_memory import MemoryLedger
-from nexus_ray.goals.ledger_postgres import PostgresLedger
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.memory import MemoryLedger
+from nexus_ray.ledger.ports import Ledger
+from nexus_ray.ledger.postgres import PostgresLedger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from tests.support.postgres import Server
 
 OpenLedger = Callable[..., Awaitable[Ledger]]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from nexus_ray.core.errors import AlreadyExistsError, DataLossError, NotFoundError
-from nexus_ray.goals.goal import Claim, EntryKind, GoalQuery, GoalStatus, Note, RequestCancel, Step
-from nexus_ray.goals.ledger import Acceptance, Ledger
-from nexus_ray.goals.ledger_archive import backup, look_through, restore, verify
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_postgres import PostgresLedger
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
-from nexus_ray.goals.ledger_tables import reading, writing
+from nexus_ray.ledger.archive import backup, look_through, restore, verify
+from nexus_ray.ledger.goal import Claim, EntryKind, GoalQuery, GoalStatus, Note, RequestCancel, Step
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.ports import Acceptance, Ledger
+from nexus_ray.ledger.postgres import PostgresLedger
+from nexus_ray.ledger.sqlite import SqliteLedger
+from nexus_ray.ledger.tables import reading, writing
 from tests.support.postgres import Server
 from tests.support.records import COUNTER, a_finish, a_goal, a_step
 

@@ -27,8 +27,8 @@ from nexus_ray.core.errors import (
     NotFoundError,
     UnavailableError,
 )
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_postgres_link import parameters
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.postgres_link import parameters
 from tests.audit.support import KEY, entry
 from tests.support.postgres import Server
 

@@ -13,7 +13,7 @@ from nexus_ray.core.errors import (
     UnavailableError,
 )
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import (
+from nexus_ray.ledger.goal import (
     Claim,
     EntryKind,
     Finish,
@@ -25,7 +25,7 @@ from nexus_ray.goals.goal import (
     RequestCancel,
     Step,
 )
-from nexus_ray.goals.ledger import Acceptance, Ledger, answer_key
+from nexus_ray.ledger.ports import Acceptance, Ledger, answer_key
 from tests.contracts.conftest import OpenLedger
 from tests.support.records import COUNTER, a_finish, a_goal, a_step
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from nexus_ray.core.errors import DataLossError
-from nexus_ray.goals.goal import GoalQuery
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_log import read_log
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.goal import GoalQuery
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.log import read_log
+from nexus_ray.ledger.sqlite import SqliteLedger
 from tests.support.records import a_goal
 
 GOALS = 12

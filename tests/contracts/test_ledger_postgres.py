@@ -23,12 +23,12 @@ from nexus_ray.core.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from nexus_ray.goals.goal import Claim, EntryKind, GoalQuery, Note
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_postgres import PostgresLedger
-from nexus_ray.goals.ledger_postgres_link import parameters
-from nexus_ray.goals.ledger_postgres_migrate import migrate, postgres_status
+from nexus_ray.ledger.goal import Claim, EntryKind, GoalQuery, Note
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.ports import Acceptance
+from nexus_ray.ledger.postgres import PostgresLedger
+from nexus_ray.ledger.postgres_link import parameters
+from nexus_ray.ledger.postgres_migrate import migrate, postgres_status
 from tests.support.postgres import Proxy, Server, until
 from tests.support.records import COUNTER, a_finish, a_goal, a_step
 

@@ -24,10 +24,10 @@ from nexus_ray.core.errors import (
     NotFoundError,
     UnavailableError,
 )
-from nexus_ray.goals.goal import Claim, EntryKind, GoalQuery, GoalStatus, Note
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.goal import Claim, EntryKind, GoalQuery, GoalStatus, Note
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.ports import Acceptance
+from nexus_ray.ledger.sqlite import SqliteLedger
 from nexus_ray.observe import metrics
 from tests.support.records import COUNTER, a_finish, a_goal, a_step
 
@@ -126,7 +126,7 @@ async def test_a_second_writer_is_refused_and_the_first_goes_on(path: Path) -> N
     with pytest.raises(AlreadyExistsError):
         await SqliteLedger.open(path)
     code = (
-        "import asyncio, sys\nfrom nexus_ray.goals.ledger_sqlite import SqliteLedger\n"
+        "import asyncio, sys\nfrom nexus_ray.ledger.sqlite import SqliteLedger\n"
         "try: asyncio.run(SqliteLedger.open(sys.argv[1]))\n"
         "except Exception as error: print(type(error).__name__)"
     )

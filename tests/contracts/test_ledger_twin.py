@@ -13,11 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import NexusError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Claim, EntryKind, GoalQuery, GoalStatus, Note, RequestCancel, Step
-from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_memory import MemoryLedger
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.goal import Claim, EntryKind, GoalQuery, GoalStatus, Note, RequestCancel, Step
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.memory import MemoryLedger
+from nexus_ray.ledger.ports import Ledger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from tests.support.records import a_finish, a_goal
 
 # Small caches, so that what the writer forgot is read again; small limits, so that they are met.

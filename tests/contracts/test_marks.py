@@ -3,13 +3,13 @@
 import sqlite3
 from pathlib import Path
 
-from nexus_ray.goals.goal import EntryKind, GoalQuery, Step
-from nexus_ray.goals.ledger import Acceptance, Ledger, answer_key
-from nexus_ray.goals.ledger_archive import backup, restore
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
-from nexus_ray.goals.ledger_tables import reading, writing
-from nexus_ray.goals.marks import FORGET_AFTER_S, Mark
+from nexus_ray.ledger.archive import backup, restore
+from nexus_ray.ledger.goal import EntryKind, GoalQuery, Step
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.marks import FORGET_AFTER_S, Mark
+from nexus_ray.ledger.ports import Acceptance, Ledger, answer_key
+from nexus_ray.ledger.sqlite import SqliteLedger
+from nexus_ray.ledger.tables import reading, writing
 from tests.support.records import a_goal
 
 # As schema 3 differs from 2, backwards.

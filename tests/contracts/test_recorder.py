@@ -10,10 +10,10 @@ from nexus_ray.agents.task import AgentState, TaskOrder, TaskResult
 from nexus_ray.core.errors import FencedError, InvalidArgumentError, UnavailableError
 from nexus_ray.core.identity import AgentId
 from nexus_ray.goals import stream as module
-from nexus_ray.goals.goal import EntryKind, Note, RequestCancel, Write
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.stream import WriteStream
+from nexus_ray.ledger.goal import EntryKind, Note, RequestCancel, Write
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.memory import MemoryLedger
 from tests.support.records import COUNTER, a_finish, a_goal, a_step
 
 

@@ -9,8 +9,8 @@ import nexus_ray as nexus
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import EntryKind, Step
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.ledger.goal import EntryKind, Step
+from nexus_ray.ledger.memory import MemoryLedger
 from tests.support.records import a_goal
 from tests.support.runners import bench
 

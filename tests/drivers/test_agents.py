@@ -12,8 +12,8 @@ import nexus_ray as nexus
 from nexus_ray.agents.task import TaskOrder
 from nexus_ray.core.clock import ManualClock
 from nexus_ray.core.errors import FencedError, ResourceExhaustedError, UnavailableError
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.memory import MemoryLedger
 from tests.support.runners import bench, until
 
 MIB = 1024 * 1024

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 import nexus_ray as nexus
 from nexus_ray.agents.runner import RunnerSettings
 from nexus_ray.config import Settings
-from nexus_ray.goals.goal import GoalStatus
+from nexus_ray.ledger.goal import GoalStatus
 from nexus_ray.runtime.beside import Pulse
 from tests.support.in_process import InProcessFleet, in_process_fleet
 from tests.support.runners import until

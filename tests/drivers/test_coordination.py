@@ -12,11 +12,11 @@ import nexus_ray as nexus
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Claim, EntryKind, Finish, GoalRecord, GoalStatus, RequestCancel, Step, Write
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.limits import CoordinatorSettings
+from nexus_ray.ledger.goal import Claim, EntryKind, Finish, GoalRecord, GoalStatus, RequestCancel, Step, Write
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.memory import MemoryLedger
+from nexus_ray.ledger.ports import Acceptance
 from tests.support.in_process import InProcessFleet, in_process_fleet
 
 

@@ -12,8 +12,8 @@ from nexus_ray.audit.ports import RecordQuery
 from nexus_ray.config import Settings, load
 from nexus_ray.core.clock import ManualClock
 from nexus_ray.core.errors import UnavailableError
-from nexus_ray.goals.goal import GoalStatus
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.ledger.goal import GoalStatus
+from nexus_ray.ledger.memory import MemoryLedger
 from nexus_ray.runtime.direct import Answer, DirectClient, DirectDoor
 from nexus_ray.runtime.front import SubmitRequest
 from nexus_ray.runtime.placement import Member, Membership

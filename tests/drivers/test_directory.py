@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from nexus_ray.core.errors import FailedPreconditionError, FencedError, NotFoundError, UnavailableError
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.ledger.memory import MemoryLedger
 from nexus_ray.runtime import directory as module
 from nexus_ray.runtime.directory import Directory, Found
 from nexus_ray.runtime.placement import Member, Membership, Slot

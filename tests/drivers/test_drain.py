@@ -12,8 +12,8 @@ import nexus_ray as nexus
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import EntryKind, Goal, GoalQuery, GoalStatus, Outcome
 from nexus_ray.goals.limits import CoordinatorSettings
+from nexus_ray.ledger.goal import EntryKind, Goal, GoalQuery, GoalStatus, Outcome
 from nexus_ray.runtime.process import HostProcess
 from tests.support.in_process import InProcessFleet, in_process_fleet
 

@@ -10,9 +10,9 @@ import nexus_ray as nexus
 from nexus_ray.agents.effects import _VALUE_BYTES_MAX
 from nexus_ray.core.errors import EffectUnknownError, FencedError, NotDoneError, UnavailableError
 from nexus_ray.goals.effects import effects_from_afar
-from nexus_ray.goals.goal import EntryKind, GoalStatus, Step, Write
-from nexus_ray.goals.ledger import answer_key
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.ledger.goal import EntryKind, GoalStatus, Step, Write
+from nexus_ray.ledger.memory import MemoryLedger
+from nexus_ray.ledger.ports import answer_key
 from tests.support.in_process import in_process_fleet
 from tests.support.records import a_finish
 from tests.support.runners import bench, until

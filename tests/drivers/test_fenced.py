@@ -4,8 +4,8 @@ import asyncio
 
 import nexus_ray as nexus
 from nexus_ray.core.errors import UnavailableError
-from nexus_ray.goals.goal import Write
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.ledger.goal import Write
+from nexus_ray.ledger.memory import MemoryLedger
 from nexus_ray.runtime.placement import Member, Membership
 from tests.support.in_process import in_process_fleet
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel
 import nexus_ray as nexus
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import InvalidArgumentError, QuorumNotReachedError, TaskFailedError
-from nexus_ray.goals.goal import EntryKind, GoalStatus, RequestCancel
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.strategies import Call
+from nexus_ray.ledger.goal import EntryKind, GoalStatus, RequestCancel
 from tests.support.in_process import in_process_fleet
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from nexus_ray.core.errors import AlreadyExistsError, NexusError, UnavailableError
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.goal import Goal
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_memory import MemoryLedger
+from nexus_ray.ledger.goal import Goal
+from nexus_ray.ledger.memory import MemoryLedger
+from nexus_ray.ledger.ports import Acceptance
 from nexus_ray.runtime.intake import Intake, Verdict
 
 

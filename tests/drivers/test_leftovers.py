@@ -7,7 +7,7 @@ import pytest
 
 import nexus_ray as nexus
 from nexus_ray.core.errors import FailedPreconditionError
-from nexus_ray.goals.goal import GoalStatus
+from nexus_ray.ledger.goal import GoalStatus
 from tests.support.in_process import in_process_fleet
 
 WITHIN_S = 5.0

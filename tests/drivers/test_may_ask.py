@@ -13,12 +13,12 @@ from nexus_ray.core.clock import ManualClock, SystemClock
 from nexus_ray.core.context import CallContext, ContextSeal
 from nexus_ray.core.errors import NexusError, PermissionDeniedError, TaskFailedError
 from nexus_ray.core.identity import AgentId, Session
-from nexus_ray.goals.goal import Goal, Outcome
-from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.rights import Rights
 from nexus_ray.goals.saga import SagaStep
 from nexus_ray.goals.spec import Specs
 from nexus_ray.goals.strategies import Call
+from nexus_ray.ledger.goal import Goal, Outcome
+from nexus_ray.ledger.memory import MemoryLedger
 from nexus_ray.runtime.intake import SubmitRequest, build_goal
 from nexus_ray.security.authz import Authorizer
 from nexus_ray.security.policy import parse_policy

@@ -12,10 +12,10 @@ from nexus_ray.core.clock import SystemClock
 from nexus_ray.core.context import CallContext, ContextSeal
 from nexus_ray.core.errors import PermissionDeniedError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import Goal, Outcome
-from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.rights import Rights
 from nexus_ray.goals.spec import Specs
+from nexus_ray.ledger.goal import Goal, Outcome
+from nexus_ray.ledger.memory import MemoryLedger
 from nexus_ray.runtime.intake import SubmitRequest, build_goal
 from nexus_ray.security.authz import Authorizer
 from tests.support.in_process import InProcessFleet

@@ -12,8 +12,8 @@ from nexus_ray.config import Settings
 from nexus_ray.core.clock import ManualClock
 from nexus_ray.core.errors import SagaFailedError
 from nexus_ray.goals import saga as module
-from nexus_ray.goals.goal import EntryKind, Goal, GoalStatus, Outcome, RequestCancel, Step
 from nexus_ray.goals.limits import CoordinatorSettings
+from nexus_ray.ledger.goal import EntryKind, Goal, GoalStatus, Outcome, RequestCancel, Step
 from tests.support.in_process import InProcessFleet, in_process_fleet
 
 SETTINGS = Settings(goals=CoordinatorSettings(sweep_every_s=0.01, clock_look_s=0.002))

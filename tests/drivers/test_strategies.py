@@ -9,8 +9,8 @@ import pytest
 
 import nexus_ray as nexus
 from nexus_ray.core.errors import NexusError
-from nexus_ray.goals.goal import EntryKind, GoalQuery, GoalStatus
 from nexus_ray.goals.strategies import Call
+from nexus_ray.ledger.goal import EntryKind, GoalQuery, GoalStatus
 from tests.support.in_process import in_process_fleet
 
 Coordination = Callable[[nexus.Team], Awaitable[Any]]

@@ -6,9 +6,9 @@ import pytest
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.core.errors import UnavailableError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.rights import Rights
 from nexus_ray.goals.spec import Specs
+from nexus_ray.ledger.memory import MemoryLedger
 from nexus_ray.runtime.intake import SubmitRequest, build_goal
 from nexus_ray.security.authz import Authorizer
 from nexus_ray.security.policy import Decision, PolicyRequest

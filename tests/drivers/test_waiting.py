@@ -21,9 +21,9 @@ from nexus_ray.core.errors import (
 )
 from nexus_ray.core.identity import Session
 from nexus_ray.goals import waiting
-from nexus_ray.goals.goal import EntryKind, Goal, GoalStatus, Outcome
 from nexus_ray.goals.limits import CoordinatorSettings
 from nexus_ray.goals.questions import Approval, answer_question, question_of
+from nexus_ray.ledger.goal import EntryKind, Goal, GoalStatus, Outcome
 from tests.support.in_process import InProcessFleet, in_process_fleet
 
 DAY_S = 86_400.0

@@ -14,7 +14,7 @@ import uvloop
 from nexus_ray.agents.task import Failure, TaskOrder, TaskResult
 from nexus_ray.core.errors import FailedPreconditionError, InternalError, ResourceExhaustedError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Claim, GoalStatus, Outcome, RequestCancel
+from nexus_ray.ledger.goal import Claim, GoalStatus, Outcome, RequestCancel
 from nexus_ray.runtime import wire
 from nexus_ray.runtime.items import Cancel, Forget, Parcel, Reply, Request
 from nexus_ray.runtime.state import socket_folder

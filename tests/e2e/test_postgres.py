@@ -10,7 +10,7 @@ import pytest
 
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import AlreadyExistsError, UnavailableError
-from nexus_ray.goals.ledger_limits import LedgerSettings
+from nexus_ray.ledger.limits import LedgerSettings
 from nexus_ray.runtime.which_ledger import check_ledger
 from tests.ray.conftest import Fleet, until
 from tests.support.postgres import Server

@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import GoalStatus
 from nexus_ray.goals.questions import answer_question
+from nexus_ray.ledger.goal import GoalStatus
 from tests.support.in_process import SESSION, in_process_fleet
 
 

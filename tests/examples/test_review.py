@@ -12,7 +12,7 @@ import supply_chain_sources
 from supply_chain import Draft, contextual, lenient, rank, strict, within_budget
 from supply_chain_sources import Reading, Unit, read_unit, survey
 
-from nexus_ray.goals.goal import EntryKind, GoalStatus
+from nexus_ray.ledger.goal import EntryKind, GoalStatus
 from tests.support.in_process import in_process_fleet
 
 GOOD = "import json\n\n\ndef read(text):\n    return json.loads(text)\n"

@@ -17,10 +17,10 @@ FUNCTION_LINES_MAX = 70
 FORBIDDEN = {"manager", "handler", "helper", "util", "common", "misc", "data", "info"}
 GIVEN = {"DataLossError", "data_received"}  # A canonical word of gRPC, a method of asyncio.Protocol.
 # What is called from outside by its name: the console script, `python -m`, `serve deploy` and Ray Serve's proxy.
-MIGRATIONS = "nexus_ray.goals.migrations."  # What alembic looks for in a folder.
+MIGRATIONS = "nexus_ray.ledger.migrations."  # What alembic looks for in a folder.
 ENTRANCES = {"nexus_ray", "nexus_ray.cli.__main__", "nexus_ray.cli.entry", "nexus_ray.api.ingress"}
 # Twins of a real part, held to its contract, for tests of those who build fleets and for ours.
-TWINS = {"nexus_ray.goals.ledger_memory"}
+TWINS = {"nexus_ray.ledger.memory"}
 
 MODULES = pytest.mark.parametrize("name", modules())
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nexus_ray.agents.task import Failure
-from nexus_ray.goals.goal import GoalStatus
 from nexus_ray.goals.machine import (
     Answered,
     CancelAsked,
@@ -27,6 +26,7 @@ from nexus_ray.goals.machine import (
     StopOverdue,
     Stopped,
 )
+from nexus_ray.ledger.goal import GoalStatus
 
 TRACES = Path(__file__).parent / "traces" / "goal.txt"
 BROKE = Failure("unknown", "it broke")

@@ -272,7 +272,7 @@ def until_unknown(name: str) -> None:
 
 async def ledger_of(settings: Settings) -> dict[str, Any]:
     """Count what stands on record."""
-    from nexus_ray.goals.goal import EntryKind, GoalQuery
+    from nexus_ray.ledger.goal import EntryKind, GoalQuery
     from nexus_ray.runtime.ledger_actor import RayLedger
 
     ledger = RayLedger(settings)

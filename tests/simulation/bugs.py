@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from nexus_ray.core.errors import NexusError
-from nexus_ray.goals.goal import Finish, Step, Write
-from nexus_ray.goals.ledger_machine import LedgerMachine, Standing
+from nexus_ray.ledger.goal import Finish, Step, Write
+from nexus_ray.ledger.machine import LedgerMachine, Standing
 from nexus_ray.runtime.process import HostProcess
 from tests.simulation.ledger import LedgerServer
 from tests.simulation.world import Bug

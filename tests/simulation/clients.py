@@ -15,8 +15,8 @@ from nexus_ray.core.context import CallContext
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import AlreadyExistsError, NexusError, ResourceExhaustedError, UnavailableError
 from nexus_ray.core.identity import Session
-from nexus_ray.goals.goal import Goal, Outcome, RequestCancel
 from nexus_ray.goals.questions import answer_question
+from nexus_ray.ledger.goal import Goal, Outcome, RequestCancel
 from tests.simulation.loop import Process
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import orjson
 
 from nexus_ray.agents.task import AgentState, Failure
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Outcome
-from nexus_ray.goals.ledger import answer_key
-from nexus_ray.goals.ledger_entry import accepted_body, finished_body
-from nexus_ray.goals.ledger_machine import LedgerMachine, Needs, Rows, Standing
+from nexus_ray.ledger.entry import accepted_body, finished_body
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Outcome
+from nexus_ray.ledger.machine import LedgerMachine, Needs, Rows, Standing
+from nexus_ray.ledger.ports import answer_key
 
 
 class Disk:

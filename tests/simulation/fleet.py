@@ -10,8 +10,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from nexus_ray.core.errors import FencedError, NexusError, UnavailableError
-from nexus_ray.goals.goal import Goal, Outcome
-from nexus_ray.goals.ledger import Acceptance
+from nexus_ray.ledger.goal import Goal, Outcome
+from nexus_ray.ledger.ports import Acceptance
 from nexus_ray.runtime.directory import Directory, Found
 from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.placement import Member, Membership, Slot

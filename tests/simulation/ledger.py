@@ -12,11 +12,11 @@ from typing import Any
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_bell import Bell
-from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
-from nexus_ray.goals.ledger_machine import Accept, Append, Call, Fence, LedgerMachine, NextEpoch
+from nexus_ray.ledger.bell import Bell
+from nexus_ray.ledger.goal import Entry, Goal, GoalQuery, GoalRecord, Write
+from nexus_ray.ledger.limits import LedgerSettings, check_goals, check_writes
+from nexus_ray.ledger.machine import Accept, Append, Call, Fence, LedgerMachine, NextEpoch
+from nexus_ray.ledger.ports import Acceptance
 from tests.simulation.disk import Disk
 
 Committed = Callable[[Sequence[Call], Sequence[Any]], None]

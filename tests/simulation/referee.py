@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from nexus_ray.goals.goal import Claim, EntryKind, Finish, Outcome, Release
-from nexus_ray.goals.ledger_machine import Accept, Append, Call, Fence, NextEpoch
+from nexus_ray.ledger.goal import Claim, EntryKind, Finish, Outcome, Release
+from nexus_ray.ledger.machine import Accept, Append, Call, Fence, NextEpoch
 from nexus_ray.runtime.placement import Membership
 from tests.simulation.app import EXPECTED
 from tests.simulation.disk import Disk

@@ -6,8 +6,8 @@ Law: a line holds nothing that could differ between two runs of a seed, such as 
 from enum import Enum
 from typing import Any
 
-from nexus_ray.goals.goal import Claim, Finish, Note, Release, RequestCancel, Step
-from nexus_ray.goals.ledger_machine import Accept, Append, Fence, NextEpoch
+from nexus_ray.ledger.goal import Claim, Finish, Note, Release, RequestCancel, Step
+from nexus_ray.ledger.machine import Accept, Append, Fence, NextEpoch
 
 Line = tuple[Any, ...]
 

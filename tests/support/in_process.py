@@ -15,10 +15,10 @@ from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from nexus_ray.core.identity import Session
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.goal import Goal, GoalRecord, Outcome
-from nexus_ray.goals.ledger import Ledger
-from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.rights import Rights
+from nexus_ray.ledger.goal import Goal, GoalRecord, Outcome
+from nexus_ray.ledger.memory import MemoryLedger
+from nexus_ray.ledger.ports import Ledger
 from nexus_ray.runtime.items import Item
 from nexus_ray.runtime.placement import Member, Membership
 from nexus_ray.runtime.process import HostProcess

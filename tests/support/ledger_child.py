@@ -7,7 +7,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from tests.support.records import a_finish, a_goal, a_step
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_postgres_migrate import migrate
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.postgres_migrate import migrate
 
 _TABLES = ("journal", "goals", "agent_states", "fenced", "writers")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from nexus_ray.agents.task import AgentState, Failure
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Finish, Goal, GoalStatus, Outcome, Step
+from nexus_ray.ledger.goal import Finish, Goal, GoalStatus, Outcome, Step
 
 COUNTER = AgentId("counter", "k")
 

@@ -15,8 +15,8 @@ from nexus_ray.core.clock import Clock, SystemClock
 from nexus_ray.core.context import CallContext
 from nexus_ray.core.deadline import Deadline
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.ledger_memory import MemoryLedger
 from nexus_ray.goals.stream import WriteStream
+from nexus_ray.ledger.memory import MemoryLedger
 from tests.support.in_process import SESSION
 from tests.support.records import a_goal
 

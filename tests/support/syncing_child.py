@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from nexus_ray.core.errors import NexusError
-from nexus_ray.goals.ledger_sqlite import SqliteLedger
+from nexus_ray.ledger.sqlite import SqliteLedger
 from tests.support.records import a_goal
 
 

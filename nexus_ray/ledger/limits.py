@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nexus_ray.core.errors import InvalidArgumentError
-from nexus_ray.goals.goal import KEYED, EntryKind, Finish, Goal, Note, RequestCancel, Step, Write
+from nexus_ray.ledger.goal import KEYED, EntryKind, Finish, Goal, Note, RequestCancel, Step, Write
 
 _MIB = 1024 * 1024
 _ID_CHARACTERS_MAX = 512  # Ids, step keys and names stand in indexes; ours are under 60 characters.

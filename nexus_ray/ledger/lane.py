@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from nexus_ray.core.errors import InternalError, NexusError, UnavailableError
-from nexus_ray.goals.ledger_bell import call_soon
+from nexus_ray.ledger.bell import call_soon
 
 JobT = TypeVar("JobT")
 

@@ -13,9 +13,9 @@ import psycopg
 
 from nexus_ray.core.errors import NexusError, UnavailableError
 from nexus_ray.core.ids import new_id
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_machine import Accept, Append, Call, LedgerMachine, Needs, Standing, weight
-from nexus_ray.goals.ledger_postgres_link import (
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.machine import Accept, Append, Call, LedgerMachine, Needs, Standing, weight
+from nexus_ray.ledger.postgres_link import (
     Connection,
     bounded,
     connect,
@@ -24,10 +24,10 @@ from nexus_ray.goals.ledger_postgres_link import (
     is_passing,
     translated,
 )
-from nexus_ray.goals.ledger_postgres_rows import AGENTS, DUMPERS, GOALS, HEAD, KEYS, STEPS, Texts, writing
+from nexus_ray.ledger.postgres_rows import AGENTS, DUMPERS, GOALS, HEAD, KEYS, STEPS, Texts, writing
 from nexus_ray.observe.logs import get_logger
 
-log = get_logger("goals.ledger")
+log = get_logger("ledger")
 
 _AGAIN_FIRST_S = 0.02
 _AGAIN_CEILING_S = 0.5

@@ -13,7 +13,7 @@ from typing import Any
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
-from nexus_ray.goals.ledger_machine import LedgerMachine, Rows, standing_sum
+from nexus_ray.ledger.machine import LedgerMachine, Rows, standing_sum
 
 CHANNEL = "nexus_ledger"
 """Where a commit is notified, with the newest number as the text."""

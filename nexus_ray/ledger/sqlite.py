@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import AlreadyExistsError, NexusError, NotFoundError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, Write
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_bell import Bell
-from nexus_ray.goals.ledger_lane import Lane, LaneLimits
-from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
-from nexus_ray.goals.ledger_machine import Accept, Append, Call, Fence, NextEpoch
-from nexus_ray.goals.ledger_schema import (
+from nexus_ray.ledger.bell import Bell
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, Write
+from nexus_ray.ledger.lane import Lane, LaneLimits
+from nexus_ray.ledger.limits import LedgerSettings, check_goals, check_writes
+from nexus_ray.ledger.machine import Accept, Append, Call, Fence, NextEpoch
+from nexus_ray.ledger.marks import Mark, PutMark, page_of_marks, to_mark
+from nexus_ray.ledger.ports import Acceptance
+from nexus_ray.ledger.schema import (
     ENTRY_COLUMNS,
     RECORD_COLUMNS,
     RECORD_TABLES,
@@ -36,8 +37,7 @@ from nexus_ray.goals.ledger_schema import (
     translated,
     with_body,
 )
-from nexus_ray.goals.ledger_writer import LedgerWriter
-from nexus_ray.goals.marks import Mark, PutMark, page_of_marks, to_mark
+from nexus_ray.ledger.writer import LedgerWriter
 from nexus_ray.observe import metrics
 
 __all__ = ["LedgerSettings", "SqliteLedger"]

@@ -10,7 +10,15 @@ from dataclasses import replace
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import AlreadyExistsError, FencedError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import (
+from nexus_ray.ledger.bell import Bell
+from nexus_ray.ledger.entry import (
+    accepted_body,
+    cancel_requested_body,
+    claimed_body,
+    finished_body,
+    released_body,
+)
+from nexus_ray.ledger.goal import (
     Claim,
     Entry,
     EntryKind,
@@ -25,17 +33,9 @@ from nexus_ray.goals.goal import (
     Step,
     Write,
 )
-from nexus_ray.goals.ledger import Acceptance, answer_key
-from nexus_ray.goals.ledger_bell import Bell
-from nexus_ray.goals.ledger_entry import (
-    accepted_body,
-    cancel_requested_body,
-    claimed_body,
-    finished_body,
-    released_body,
-)
-from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
-from nexus_ray.goals.marks import Mark
+from nexus_ray.ledger.limits import LedgerSettings, check_goals, check_writes
+from nexus_ray.ledger.marks import Mark
+from nexus_ray.ledger.ports import Acceptance, answer_key
 
 
 class MemoryLedger:

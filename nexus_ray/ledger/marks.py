@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nexus_ray.goals.ledger_sum import check_sum, row_sum
+from nexus_ray.ledger.sum import check_sum, row_sum
 
 FORGET_AFTER_S = 86_400.0
 """How long a mark is kept after it is over: whoever follows has long asked again."""

@@ -25,11 +25,11 @@ from nexus_ray.core.errors import (
     UnavailableError,
 )
 from nexus_ray.core.identity import MAIN_TENANT, AgentId
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Outcome
-from nexus_ray.goals.ledger_entry import accepted_body, finished_body
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_log import Log, read_log
-from nexus_ray.goals.ledger_sum import check_sum, entry_sum, goal_sum, row_sum
+from nexus_ray.ledger.entry import accepted_body, finished_body
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, GoalStatus, Outcome
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.log import Log, read_log
+from nexus_ray.ledger.sum import check_sum, entry_sum, goal_sum, row_sum
 
 _APPLICATION_ID = 0x4E585259  # "NXRY": tells our file from any other SQLite file.
 SCHEMA_VERSION = 3

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import orjson
 
 from nexus_ray.core.errors import DataLossError
-from nexus_ray.goals.goal import Goal, GoalStatus
-from nexus_ray.goals.ledger_sum import check_sum, entry_sum, goal_sum, row_sum
-from nexus_ray.goals.ledger_tables import COLUMNS, Row
-from nexus_ray.goals.marks import to_mark
+from nexus_ray.ledger.goal import Goal, GoalStatus
+from nexus_ray.ledger.marks import to_mark
+from nexus_ray.ledger.sum import check_sum, entry_sum, goal_sum, row_sum
+from nexus_ray.ledger.tables import COLUMNS, Row
 
 _FAULTS_MAX = 100  # More would only bury the first; the count goes on.
 _TOLD_EVERY = 10_000

@@ -16,16 +16,17 @@ import psycopg
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.errors import AlreadyExistsError, NexusError, UnavailableError
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, Write
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_bell import Bell
-from nexus_ray.goals.ledger_limits import LedgerSettings, check_goals, check_writes
-from nexus_ray.goals.ledger_machine import Accept, Append
-from nexus_ray.goals.ledger_postgres_link import Connection, Links, bounded, connect, hang_up, is_passing, translated
-from nexus_ray.goals.ledger_postgres_queue import CallQueue
-from nexus_ray.goals.ledger_postgres_rows import CHANNEL
-from nexus_ray.goals.ledger_postgres_writer import PostgresWriter
-from nexus_ray.goals.ledger_schema import (
+from nexus_ray.ledger.bell import Bell
+from nexus_ray.ledger.goal import Entry, EntryKind, Goal, GoalQuery, GoalRecord, Write
+from nexus_ray.ledger.limits import LedgerSettings, check_goals, check_writes
+from nexus_ray.ledger.machine import Accept, Append
+from nexus_ray.ledger.marks import FORGET_AFTER_S, Mark, page_of_marks, to_mark
+from nexus_ray.ledger.ports import Acceptance
+from nexus_ray.ledger.postgres_link import Connection, Links, bounded, connect, hang_up, is_passing, translated
+from nexus_ray.ledger.postgres_queue import CallQueue
+from nexus_ray.ledger.postgres_rows import CHANNEL
+from nexus_ray.ledger.postgres_writer import PostgresWriter
+from nexus_ray.ledger.schema import (
     ENTRY_COLUMNS,
     RECORD_COLUMNS,
     RECORD_TABLES,
@@ -36,11 +37,10 @@ from nexus_ray.goals.ledger_schema import (
     to_state,
     with_body,
 )
-from nexus_ray.goals.marks import FORGET_AFTER_S, Mark, page_of_marks, to_mark
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
 
-log = get_logger("goals.ledger")
+log = get_logger("ledger")
 
 _Row = tuple[Any, ...]
 

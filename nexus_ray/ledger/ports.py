@@ -1,6 +1,6 @@
 """The ledger port: the durable record of goals, steps and agent state. Its contract suite is written from this text.
 
-Adapters stand beside it: `ledger_memory` (the twin) and `ledger_sqlite` (the embedded default).
+Adapters stand beside it: `memory` (the twin) and `sqlite` (the embedded default).
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Protocol
 
 from nexus_ray.agents.task import AgentState
 from nexus_ray.core.identity import AgentId
-from nexus_ray.goals.goal import Entry, Goal, GoalQuery, GoalRecord, Write
-from nexus_ray.goals.marks import Mark
+from nexus_ray.ledger.goal import Entry, Goal, GoalQuery, GoalRecord, Write
+from nexus_ray.ledger.marks import Mark
 
 
 @dataclass(frozen=True, slots=True)

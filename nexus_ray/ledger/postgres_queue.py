@@ -1,7 +1,7 @@
 """What waits for the writer of a PostgreSQL ledger: all calls that wait are taken together, as one transaction.
 
 Law: calls are carried out in the order they were made, each is answered exactly once, and what waits is bounded. It
-is what `ledger_lane` is to a thread, on the event loop of the process.
+is what `lane` is to a thread, on the event loop of the process.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nexus_ray.core.errors import InternalError, NexusError, UnavailableError
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_machine import Call
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.machine import Call
 
 _Waiting = tuple[Call, int, int, "asyncio.Future[Any]"]
 

@@ -14,9 +14,9 @@ import sqlalchemy
 from alembic import command
 from alembic.config import Config
 
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_postgres_link import SCHEMA, SCHEMA_VERSION, check_version, parameters, refused, translated
-from nexus_ray.goals.ledger_status import COUNTS, GOAL_COUNTS, LedgerStatus
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.postgres_link import SCHEMA, SCHEMA_VERSION, check_version, parameters, refused, translated
+from nexus_ray.ledger.status import COUNTS, GOAL_COUNTS, LedgerStatus
 
 _LOCK = 0x4E585259  # Any number that nobody else takes for an advisory lock.
 _WAIT_S = 60  # For another migration, or for fleets that use the tables; a long table takes its time beyond that.
@@ -33,7 +33,7 @@ def migrate(settings: LedgerSettings) -> tuple[int, int]:
         "postgresql+psycopg://", creator=lambda: _connect(settings), poolclass=sqlalchemy.NullPool
     )
     config = Config()
-    config.set_main_option("script_location", "nexus_ray.goals:migrations")
+    config.set_main_option("script_location", "nexus_ray.ledger:migrations")
     try:
         with engine.begin() as connection:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")

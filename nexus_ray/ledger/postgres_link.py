@@ -23,7 +23,7 @@ from nexus_ray.core.errors import (
     NexusError,
     UnavailableError,
 )
-from nexus_ray.goals.ledger_limits import LedgerSettings
+from nexus_ray.ledger.limits import LedgerSettings
 
 SCHEMA_VERSION = 2
 """The newest schema that this Nexus knows: the number of the newest file in `migrations/versions`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexus_ray.core.errors import NotFoundError
-from nexus_ray.goals.ledger_schema import SCHEMA_VERSION, translated
+from nexus_ray.ledger.schema import SCHEMA_VERSION, translated
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from nexus_ray.core.errors import AlreadyExistsError, FencedError, NexusError
-from nexus_ray.goals.goal import (
+from nexus_ray.ledger.entry import cancel_requested_body, claimed_body, released_body
+from nexus_ray.ledger.goal import (
     Claim,
     EntryKind,
     Finish,
@@ -24,10 +25,9 @@ from nexus_ray.goals.goal import (
     Step,
     Write,
 )
-from nexus_ray.goals.ledger import Acceptance
-from nexus_ray.goals.ledger_entry import cancel_requested_body, claimed_body, released_body
-from nexus_ray.goals.ledger_sum import entry_sum, goal_sum, row_sum
-from nexus_ray.goals.marks import PutMark
+from nexus_ray.ledger.marks import PutMark
+from nexus_ray.ledger.ports import Acceptance
+from nexus_ray.ledger.sum import entry_sum, goal_sum, row_sum
 
 
 @dataclass(frozen=True, slots=True)

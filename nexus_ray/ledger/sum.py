@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from nexus_ray.core.errors import DataLossError
 from nexus_ray.core.identity import MAIN_TENANT
-from nexus_ray.goals.goal import Goal
+from nexus_ray.ledger.goal import Goal
 
 
 def entry_sum(goal_id: str, kind: str, at: float, step_key: str, body: bytes) -> int:

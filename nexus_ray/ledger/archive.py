@@ -17,9 +17,9 @@ import orjson
 
 from nexus_ray.core.errors import AlreadyExistsError, DataLossError, NotFoundError, UnavailableError
 from nexus_ray.core.identity import MAIN_TENANT
-from nexus_ray.goals.ledger_check import Check, Report
-from nexus_ray.goals.ledger_schema import sync_folder
-from nexus_ray.goals.ledger_tables import COLUMNS, Row, Tables
+from nexus_ray.ledger.check import Check, Report
+from nexus_ray.ledger.schema import sync_folder
+from nexus_ray.ledger.tables import COLUMNS, Row, Tables
 
 _FORMAT = 2
 _WITHOUT_TENANTS = 1  # What a backup was before there were tenants: all of it belongs to the main one.

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from nexus_ray.goals.goal import Goal, Outcome
+from nexus_ray.ledger.goal import Goal, Outcome
 
 
 def accepted_body(goal: Goal) -> bytes:

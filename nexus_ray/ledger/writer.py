@@ -10,11 +10,11 @@ from typing import Any
 
 import orjson
 
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_machine import Call, LedgerMachine, Needs, Standing, weight
-from nexus_ray.goals.ledger_rows import GOALS, JOURNAL, STANDINGS, STATES
-from nexus_ray.goals.ledger_schema import is_bad_argument, translated
-from nexus_ray.goals.marks import PutMark, put
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.machine import Call, LedgerMachine, Needs, Standing, weight
+from nexus_ray.ledger.marks import PutMark, put
+from nexus_ray.ledger.rows import GOALS, JOURNAL, STANDINGS, STATES
+from nexus_ray.ledger.schema import is_bad_argument, translated
 
 
 class LedgerWriter:
@@ -88,7 +88,7 @@ class LedgerWriter:
             pass
 
     def _read(self, machine: LedgerMachine, needs: Needs) -> None:
-        # One row each, however much is asked for; see `ledger_rows` on the interpreter lock.
+        # One row each, however much is asked for; see `rows` on the interpreter lock.
         if needs.goals:
             self._read_standings(machine, needs.goals)
         if needs.keys:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nexus_ray.core.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, NexusError, NotFoundError
-from nexus_ray.goals.ledger_limits import LedgerSettings
-from nexus_ray.goals.ledger_schema import SCHEMA_VERSION, open_writer, translated
-from nexus_ray.goals.marks import COLUMNS as MARK_COLUMNS
+from nexus_ray.ledger.limits import LedgerSettings
+from nexus_ray.ledger.marks import COLUMNS as MARK_COLUMNS
+from nexus_ray.ledger.schema import SCHEMA_VERSION, open_writer, translated
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "goals": (
@@ -199,8 +199,8 @@ def writing(settings: LedgerSettings, path: Path) -> Iterator[Tables]:
 def _postgres(settings: LedgerSettings, how: str) -> Iterator[Any]:
     import psycopg
 
-    from nexus_ray.goals.ledger_postgres_link import translated as translated_postgres
-    from nexus_ray.goals.ledger_postgres_migrate import opened
+    from nexus_ray.ledger.postgres_link import translated as translated_postgres
+    from nexus_ray.ledger.postgres_migrate import opened
 
     with opened(settings) as connection:
         try:
