@@ -107,19 +107,14 @@ def check_policy(folder: Path) -> Check:
     """Check that the policy loads, and that the engine that is to decide by it does."""
     from nexus_ray.config import load
     from nexus_ray.core.errors import NexusError
-    from nexus_ray.security.authz import engine_of, read_policy
+    from nexus_ray.security.authz import engine_of, load_policy
     from nexus_ray.security.policy import REASONS, PolicyRequest
-    from nexus_ray.security.policy_bundle import load_bundle
 
     settings = load().security.policy
-    path = folder / "roles.toml"
-    if settings.bundle is None and not path.exists():
+    if settings.bundle is None and not (folder / "roles.toml").exists():
         return Check("policy", "ok", "there is none yet; `nexus up` makes it")
     try:
-        if settings.bundle is not None and settings.verification_key is not None:
-            policy = load_bundle(settings.bundle, settings.verification_key, folder, is_noted=False)
-        else:
-            policy = read_policy(path)
+        policy = load_policy(folder, settings, is_noted=False)
     except NexusError as error:
         return Check("policy", "fail", error.message, "`nexus policy test` checks one before it is put there")
     reason = engine_of(settings)(policy).decide(PolicyRequest("", (), "", "goal:read")).reason

@@ -6,7 +6,6 @@ Law: what is kept is for one fleet, in one file that is its owner's alone; it is
 import contextlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,12 +124,8 @@ def _shower(is_opened: bool) -> Any:
 
 
 def _write(folder: Path, kept: dict[str, Any]) -> None:
+    from nexus_ray.core.files import replace_file
     from nexus_ray.runtime.fleet_file import login_path
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = login_path(folder)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(kept, file)
-    os.replace(temporary, path)
+    replace_file(login_path(folder), json.dumps(kept).encode())

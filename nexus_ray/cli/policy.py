@@ -155,19 +155,17 @@ def bundle(
     as_json: AsJson = False,
 ) -> None:
     """Sign a policy: one file that fleets (`security.policy.bundle`) and Open Policy Agent load."""
-    import os
     import time
 
     from nexus_ray.config import load
+    from nexus_ray.core.files import SHARED, replace_file
     from nexus_ray.security.authz import read_table
     from nexus_ray.security.policy import parse_policy
     from nexus_ray.security.policy_bundle import load_signing_key, write_bundle
 
     read = read_table(file if file is not None else load().state_dir / "roles.toml")
     raw = write_bundle(read, load_signing_key(signing_key), int(time.time()))
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.new")
-    temporary.write_bytes(raw)
-    os.replace(temporary, out)
+    replace_file(out, raw, SHARED)
     revision = parse_policy(read).revision
     if as_json:
         print_json({"file": str(out), "bytes": len(raw), "revision": revision})

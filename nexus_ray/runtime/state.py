@@ -16,6 +16,7 @@ from nexus_ray.config import Settings
 from nexus_ray.core.clock import SystemClock
 from nexus_ray.core.context import ContextSeal
 from nexus_ray.core.errors import AlreadyExistsError, FailedPreconditionError
+from nexus_ray.core.files import replace_file
 from nexus_ray.runtime.boot import FOLDERS
 from nexus_ray.security.authz import ensure_role_file, load_policy
 from nexus_ray.security.certificates import make_certificate
@@ -95,13 +96,7 @@ def write_operator_token(settings: Settings) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, text.encode())
 
 
 class StateLock:

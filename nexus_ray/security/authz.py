@@ -4,8 +4,6 @@ Law: deny by default; an unknown role, an unknown action, an engine that fails: 
 refused at load, and one that breaks later changes nothing.
 """
 
-import os
-import secrets
 import time
 import tomllib
 from collections import OrderedDict
@@ -21,6 +19,7 @@ from nexus_ray.core.errors import (
     PermissionDeniedError,
     UnavailableError,
 )
+from nexus_ray.core.files import make_file, stamp_of
 from nexus_ray.core.identity import Session
 from nexus_ray.observe import metrics
 from nexus_ray.observe.logs import get_logger
@@ -71,29 +70,21 @@ log = get_logger("security.authz")
 def ensure_role_file(folder: Path) -> None:
     """Write the default roles where there is no file yet."""
     path = folder / _FILE
-    if path.exists():
-        return
-    temporary = folder / f"{_FILE}.{secrets.token_hex(8)}.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(_DEFAULT)
-    try:
-        os.link(temporary, path)  # Whole or not at all, and never over what somebody wrote meanwhile.
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(temporary)
+    if not path.exists():
+        make_file(path, _DEFAULT.encode())
 
 
-def load_policy(folder: Path, settings: PolicySettings | None = None) -> Policy:
+def load_policy(folder: Path, settings: PolicySettings | None = None, *, is_noted: bool = True) -> Policy:
     """Return the policy of a state folder, checked; that of a signed bundle where the settings name one.
+
+    How old a bundle is, is remembered, unless `is_noted` says not to; see `load_bundle`.
 
     Raises:
         FailedPreconditionError: There is no file, or it cannot be read.
         InvalidArgumentError: It is malformed, and the message names the role or the line; or see `load_bundle`.
     """
     if settings is not None and settings.bundle is not None and settings.verification_key is not None:
-        return load_bundle(settings.bundle, settings.verification_key, folder)
+        return load_bundle(settings.bundle, settings.verification_key, folder, is_noted=is_noted)
     return read_policy(folder / _FILE)
 
 
@@ -159,7 +150,7 @@ class Authorizer:
     ) -> "Authorizer":
         """Return an authorizer over the role file or the bundle of a fleet; it follows the file's changes."""
         settings = settings or PolicySettings()
-        stamp = _stamp(folder, settings)
+        stamp = stamp_of(settings.bundle or folder / _FILE)
         policy, make_engine = load_policy(folder, settings), engine_of(settings)
         made = cls(policy.grants, engine=make_engine(policy), clock=clock)
         made._folder, made._stamp, made._settings, made._make_engine = folder, stamp, settings, make_engine
@@ -246,7 +237,7 @@ class Authorizer:
     def _look(self, folder: Path, now: float) -> None:
         """Take a changed file into force; a broken one changes nothing but the log."""
         self._looked_at = now
-        stamp = _stamp(folder, self._settings)
+        stamp = stamp_of(self._settings.bundle or folder / _FILE)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -261,11 +252,3 @@ class Authorizer:
         log.info("policy.loaded", revision=policy.revision, before=self._engine.revision)
         self._engine, self._roles = engine, sorted(policy.grants)
         self.flush()
-
-
-def _stamp(folder: Path, settings: PolicySettings) -> object:
-    try:
-        seen = (settings.bundle or folder / _FILE).stat()
-    except OSError:
-        return None
-    return seen.st_mtime_ns, seen.st_size, seen.st_ino

@@ -8,7 +8,6 @@ believed until all that it signed is over.
 import fcntl
 import json
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nexus_ray.core.errors import DataLossError, FailedPreconditionError
+from nexus_ray.core.files import SHARED, make_file, replace_file, stamp_of
 from nexus_ray.security.jwk import Key, base64url, read_key, thumbprint
 
 _PRIVATE = "issuer.key"
@@ -51,7 +51,7 @@ def load_or_create_issuer_key(folder: Path) -> SigningKey:
     """
     path = folder / _PRIVATE
     if not path.exists():
-        _create(path)
+        make_file(path, _pem(Ed25519PrivateKey.generate()))  # Of two, the other's key is never used.
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise FailedPreconditionError(
@@ -100,8 +100,7 @@ def rotate_issuer_key(
             kept += [entry for entry in _entries(folder / _PUBLIC) if entry.get(_UNTIL, 0.0) > now]
         # First whom to believe, then who signs: so nobody meets a token whose key he could not know.
         _write_public(folder / _PUBLIC, [_entry(new), *kept])
-        temporary = _write_private(folder / _PRIVATE, private)
-        os.replace(temporary, folder / _PRIVATE)
+        replace_file(folder / _PRIVATE, _pem(private))
         return old, new
     finally:
         os.close(descriptor)
@@ -131,15 +130,6 @@ def public_keys_stamp(folder: Path) -> object:
     return stamp_of(folder / _PUBLIC)
 
 
-def stamp_of(path: Path) -> object:
-    """Return what changes whenever a file does that is replaced rather than written; None where it is not there."""
-    try:
-        seen = path.stat()
-    except OSError:
-        return None
-    return seen.st_mtime_ns, seen.st_size, seen.st_ino
-
-
 def load_key_set(folder: Path) -> KeySet:
     """Return the public keys of the folder's issuer.
 
@@ -166,29 +156,9 @@ def load_key_set(folder: Path) -> KeySet:
         raise DataLossError(f"{path} is not a key set") from None
 
 
-def _create(path: Path) -> None:
-    temporary = _write_private(path, Ed25519PrivateKey.generate())
-    try:
-        os.link(temporary, path)  # Whoever is first wins; the other's key is never used.
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(temporary)
-
-
-def _write_private(path: Path, private: Ed25519PrivateKey) -> Path:
-    """Write a key beside the place where it is to be; return where."""
-    pem = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    # Not named by the process id: in a container that is the same after a crash, and so would be what it left.
-    temporary = path.with_name(f"{_PRIVATE}.{secrets.token_hex(8)}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
+def _pem(private: Ed25519PrivateKey) -> bytes:
+    kind = serialization.PrivateFormat.PKCS8
+    return private.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
 
 
 def _public(private: Ed25519PrivateKey) -> dict[str, str]:
@@ -208,6 +178,4 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_public(path: Path, entries: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(f"{_PUBLIC}.{secrets.token_hex(8)}.new")
-    temporary.write_text(json.dumps({"keys": entries}))
-    os.replace(temporary, path)
+    replace_file(path, json.dumps({"keys": entries}).encode(), SHARED)

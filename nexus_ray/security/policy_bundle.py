@@ -10,8 +10,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import secrets
 import stat
 import tarfile
 import time
@@ -26,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from nexus_ray.core.errors import FailedPreconditionError, InvalidArgumentError, UnauthenticatedError
+from nexus_ray.core.files import SHARED, replace_file
 from nexus_ray.security import jose
 from nexus_ray.security.jwk import Key, base64url
 from nexus_ray.security.policy import Policy, parse_policy
@@ -133,9 +132,7 @@ def load_bundle(path: Path, key_path: Path, folder: Path, *, is_noted: bool = Tr
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"the policy bundle {path}: {error.message}") from None
     if is_noted and found.made_at > seen:
-        temporary = folder / f"{_SEEN}.{secrets.token_hex(8)}.new"
-        temporary.write_text(str(found.made_at))
-        os.replace(temporary, folder / _SEEN)
+        replace_file(folder / _SEEN, str(found.made_at).encode(), SHARED)
     return found.policy
 
 
