@@ -68,6 +68,16 @@ _CONNECT_S = 5.0
 _LOOPBACK = "http://127.0.0.1"
 
 
+_ROUTES = (
+    ("GET", "ray_look", "dashboard:read",
+     "Look at Ray's dashboard and jobs; what is not for looking needs `dashboard:write`."),
+    ("POST", "ray_post", "job:submit",
+     "Submit a job to Ray, or stop one (`job:stop`); anything else needs `dashboard:write`."),
+    ("PUT", "ray_put", "job:submit", "Hand in a package for a job; anything else needs `dashboard:write`."),
+    ("DELETE", "ray_delete", "job:delete", "Delete a job that has ended; anything else needs `dashboard:write`."),
+)  # fmt: skip
+
+
 def action_of(method: str, path: str) -> str:
     """Return the action that a request to Ray's dashboard needs."""
     if method in ("GET", "HEAD") and _LOOKS.fullmatch(path):
@@ -87,9 +97,6 @@ def dashboard_routes(app: FastAPI, front: FrontDoor, settings: RuntimeSettings, 
         **refusals(400, 403, 404, 409, 422, 429),
     }
 
-    def documented(action: str) -> dict[str, Any]:
-        return {"tags": ["ray"], "response_class": _Passed, "openapi_extra": needs(action), "responses": shown}
-
     followed = FollowedLogs(front, settings, door.ray_token)
 
     @app.websocket("/ray/api/jobs/{job}/logs/tail")
@@ -100,25 +107,14 @@ def dashboard_routes(app: FastAPI, front: FrontDoor, settings: RuntimeSettings, 
         except NexusError as error:
             await refuse(error, websocket.scope, websocket.receive, websocket.send)
 
-    @app.get("/ray/{path:path}", **documented("dashboard:read"))
-    async def ray_look(request: Request, session: Caller, path: str) -> Response:
-        """Look at Ray's dashboard and jobs; what is not for looking needs `dashboard:write`."""
+    async def pass_on(request: Request, session: Caller, path: str) -> Response:
         return await door.pass_on(request, session, path)
 
-    @app.post("/ray/{path:path}", **documented("job:submit"))
-    async def ray_post(request: Request, session: Caller, path: str) -> Response:
-        """Submit a job to Ray, or stop one (`job:stop`); anything else needs `dashboard:write`."""
-        return await door.pass_on(request, session, path)
-
-    @app.put("/ray/{path:path}", **documented("job:submit"))
-    async def ray_put(request: Request, session: Caller, path: str) -> Response:
-        """Hand in a package for a job; anything else needs `dashboard:write`."""
-        return await door.pass_on(request, session, path)
-
-    @app.delete("/ray/{path:path}", **documented("job:delete"))
-    async def ray_delete(request: Request, session: Caller, path: str) -> Response:
-        """Delete a job that has ended; anything else needs `dashboard:write`."""
-        return await door.pass_on(request, session, path)
+    for method, name, action, told in _ROUTES:
+        app.add_api_route(
+            "/ray/{path:path}", pass_on, methods=[method], name=name, description=told, tags=["ray"],
+            response_class=_Passed, openapi_extra=needs(action), responses=shown,
+        )  # fmt: skip
 
 
 class _Door:
