@@ -7,7 +7,7 @@ This is what makes a group commit: while one batch is being synced to the disk, 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -106,7 +106,7 @@ class Lane(Generic[JobT]):
             for waiting, answer in zip(batch, answers, strict=True):
                 by_loop.setdefault(waiting.loop, []).append((waiting.future, answer))
             for loop, answered in by_loop.items():
-                call_soon(loop, _answer, answered)
+                call_soon(loop, answer_each, answered)
 
     def _take(self) -> list[_Waiting[JobT]]:
         """Wait for work and take a batch of it; empty when the lane is closed and done."""
@@ -124,7 +124,8 @@ class Lane(Generic[JobT]):
         return batch
 
 
-def _answer(answered: "list[tuple[asyncio.Future[Any], Any]]") -> None:
+def answer_each(answered: "Iterable[tuple[asyncio.Future[Any], Any]]") -> None:
+    """Tell each caller what came of his job: a value, or the error to raise."""
     for future, answer in answered:
         if future.done():  # Its caller was cancelled meanwhile.
             continue

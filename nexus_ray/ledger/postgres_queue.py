@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from nexus_ray.core.errors import InternalError, NexusError, UnavailableError
+from nexus_ray.core.errors import InternalError, UnavailableError
+from nexus_ray.ledger.lane import answer_each
 from nexus_ray.ledger.limits import LedgerSettings
 from nexus_ray.ledger.machine import Call
 
@@ -71,13 +72,7 @@ class CallQueue:
                 answers = await self._carry_out([call for call, *_ in batch])
             except Exception as error:  # The top of this task: it must outlive a fault, and every caller be told.
                 answers = [InternalError("the ledger failed", error_type=type(error).__name__) for _ in batch]
-            for (*_, future), answer in zip(batch, answers, strict=True):
-                if future.done():  # Its caller was cancelled meanwhile.
-                    continue
-                if isinstance(answer, NexusError):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+            answer_each(zip([future for *_, future in batch], answers, strict=True))
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
