@@ -118,10 +118,9 @@ def _scene(scope: Scope) -> Scene:
 def _presented(scope: Scope, public_url: str) -> tuple[str | None, Shown]:
     """Return the credential of a request, and how it was presented."""
     found = [value for name, value in scope["headers"] if name == b"authorization"]
-    peer = certificate_of(scope)
     if not found:
         is_by_browser = any(name in _OF_BROWSERS for name, _ in scope["headers"])
-        return None, Shown(certificate=None if is_by_browser else peer)
+        return None, Shown(certificate=None if is_by_browser else certificate_of(scope))
     if len(found) != 1:
         return None, Shown()  # Of two, another server on the way may have looked at the other one.
     scheme, _, credential = found[0].decode("latin-1").partition(" ")

@@ -85,13 +85,7 @@ class Rights:
             PermissionDeniedError: The submitter may not, or the order's context is not one that the fleet sealed.
             UnavailableError: Nothing decides now.
         """
-        # All orders of one parcel and one goal share their headers, so that nearly always it is the same object.
-        known = self._known.get(order.goal_id)
-        if (
-            known is None or order.headers is not known.headers or order.agent.type not in known.allowed
-            or self._monotonic() >= self._forget_at
-        ):  # fmt: skip
-            self._check_ask(order.goal_id, order.headers, order.agent.type)
+        self._check_ask(order.goal_id, order.headers, order.agent.type)
 
     def handed_on(self, parent: Goal, child: Goal) -> Goal:
         """Return a goal of a goal with the parent's context sealed for it, if its submitter may have that goal.
@@ -110,6 +104,7 @@ class Rights:
             self._known.clear()
             self._forget_at = now + _REMEMBERED_S
         known = self._known.get(goal_id)
+        # All orders of one parcel and one goal share their headers, so that nearly always it is the same object.
         if known is None or (headers is not known.headers and known.told != what_is_sealed(headers)):
             # Whether there is time left is for who runs it to say: what undoes a saga comes after the deadline.
             known = self._remember(goal_id, headers, self._opened(headers, goal_id, 0.0))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from nexus_ray.security.policy import ACTIONS, Decision, PolicyRequest, parse_policy
 from nexus_ray.security.rego_engine import RegoEngine
 
-_LIMITS = {"tenants": "tenants", "sources": "sources", "hours": "hours", "weekdays": "weekdays"}
+_LIMITS = ("tenants", "sources", "hours", "weekdays")
 _TIMES = ("hours", "weekdays")
 _PROBE = "probe"
 
@@ -125,7 +125,7 @@ def _look_at_role(
         limit = {name: limits[name] for name in names if name in limits}
         if limit and not decide({"roles": {role: {"grants": covering, **limit}}}, asked).is_allowed:
             lacking = True
-            told = "; ".join(f"{_LIMITS[name]} {_named(value)}" for name, value in limit.items())
+            told = "; ".join(f"{name} {_named(value)}" for name, value in limit.items())
             now = f", and the caller's is {shown[names[0]]}" if names[0] in shown else ""
             missing.append(f"role {role!r}, by {held_by}, is limited to {told}{now}")
     if not lacking:
