@@ -15,6 +15,7 @@ from typing import Any
 
 from nexus_ray.config import Settings
 from nexus_ray.core.errors import FailedPreconditionError, UnavailableError
+from nexus_ray.core.files import replace_file
 from nexus_ray.runtime.names import NAMESPACE
 from nexus_ray.runtime.state import socket_folder
 from nexus_ray.security.client_certificates import check_authorities
@@ -174,6 +175,10 @@ def start_ray(settings: Settings) -> None:
         )
     except Exception as error:
         raise UnavailableError(f"Ray did not start: {error}") from error
+    # As `ray start` leaves it in Ray's folder. Without, a job's driver is told of any Ray that runs on this machine.
+    replace_file(
+        Path(os.environ["RAY_TMPDIR"], "ray", "ray_current_cluster"), ray.get_runtime_context().gcs_address.encode()
+    )
 
 
 def _free_agent_port() -> None:

@@ -135,6 +135,30 @@ def test_a_driver_inside_the_cluster_gets_its_outcomes_though_a_host_is_killed(
     until(lambda: len(connection.hosts()) == 2)
 
 
+def test_a_job_goes_to_its_own_fleet_though_there_are_others_on_the_machine(fleet: Fleet, tmp_path: Path) -> None:
+    # Ray looks for what is called like its own process, and takes the address that stands there.
+    (tmp_path / "raylet").symlink_to("/bin/sleep")
+    others = []
+    for port in range(1, 9):
+        name = f"{tmp_path}/raylet --gcs-address=127.0.0.1:{port}"
+        others.append(subprocess.Popen([name, "120"], executable=tmp_path / "raylet"))
+    look = "from ray._private.services import canonicalize_bootstrap_address_or_die as found; print(found('auto'))"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", look], env=rays_environment(fleet), capture_output=True, text=True, timeout=60
+        )
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+    (own,) = {
+        word.partition("=")[2] for process in fleet.processes() for word in process.cmdline()
+        if "raylet/raylet" in process.cmdline()[0] and word.startswith("--gcs-address=")
+    }  # fmt: skip
+    assert done.stdout.split()[-1:] == [own], done.stdout + done.stderr
+
+
 def test_a_ray_job_without_the_token_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     environment = rays_environment(fleet)
     environment["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
